@@ -32,11 +32,8 @@ __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's 
 
 @dataclass
 class Components:
-    """Parts of an algorithm: models, pipeline, sampler of problems, pairs, and the keys of optimizer and trainer.
-
-    `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
-    adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
-    """
+    """Parts of an algorithm. `reference` is the frozen initial policy; None where nothing needs it, or where it is the
+    policy without its LoRA adapter. `snapshot` is an earlier policy, refreshed by the algorithm."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel | None
@@ -51,12 +48,9 @@ class Components:
 
 
 class Algorithm(Updates):
-    """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's
-    own.
-
-    One Lightning epoch is one step of the algorithm, and its only batch is the step's number: everything random in a
-    step follows from it. Callbacks read `last_experience` and `last_metrics`.
-    """
+    """Collects an experience and updates the policy on it, once per step, by `collect` and `update`. One Lightning
+    epoch is one step, and its only batch is the step's number: everything random follows from it. Callbacks read
+    `last_experience` and `last_metrics`."""
 
     conf: AlgorithmConf
 

@@ -62,11 +62,9 @@ def evenness(sums: StepSums) -> float | None:
 
 
 class SelfDistillation(GRPO):
-    """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps.
-
-    A rollout without privilege is not distilled. `token_mean` averages D over the guided tokens alone; `sequence_mean`
-    and `constant` divide by all rows, so that one that is not guided counts as D = 0.
-    """
+    """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps. A rollout
+    without privilege is not distilled: to `sequence_mean` and `constant` it counts as D = 0; `token_mean` leaves it
+    out."""
 
     conf: SelfDistillationConf
 

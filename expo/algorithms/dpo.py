@@ -25,11 +25,8 @@ from expo.verifier.answers import Verdict
 
 class DPO(Algorithm):
     """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the
-    run.
-
-    One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without another
-    rollout that may be rejected, gives no pair.
-    """
+    run. One step: one update on the pairs of its problems. A problem without a positive, or another rollout to reject,
+    has none."""
 
     conf: DPOConf
 

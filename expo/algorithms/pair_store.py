@@ -27,13 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairStore:
-    """Rounds of DPO: rollouts and positives, from which `DPO.pair` picks; one parquet file per round, one row per
-    problem.
-
-    The round of step 0, of the initial policy, is in `initial`, shared between runs with the same `code`; later ones
-    are in `own`. Beside each file stands its SHA-256: without one the round is made again, with a wrong one it is
-    refused.
-    """
+    """Rounds of DPO, from which `DPO.pair` picks: one parquet file per round, one row per problem. The round of step 0,
+    of the initial policy, is in `initial`, shared between runs with the same `code`; later ones are in `own`. Without
+    its SHA-256 beside it a file is made again, with a wrong one it is refused."""
 
     initial: Path
     own: Path
@@ -76,17 +72,8 @@ class PairStore:
                 "candidates": [asdict(c) for c in group.candidates],
                 "positives": [asdict(c) for c in group.positives],
                 "rollouts": [
-                    {
-                        "ids": c.ids,
-                        "logp": c.logp,
-                        "truncated": c.truncated,
-                        "text": text,
-                        "verdict": verdict.value,
-                        "reward": reward,
-                    }
-                    for c, text, verdict, reward in zip(
-                        group.completions, group.texts, group.verdicts, group.rewards, strict=True
-                    )
+                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": t, "verdict": v.value, "reward": r}
+                    for c, t, v, r in zip(group.completions, group.texts, group.verdicts, group.rewards, strict=True)
                 ],
             }
             for group in e.groups

@@ -24,11 +24,8 @@ class NonFiniteGradient(Exception):
 
 
 class Updates(LightningModule):
-    """Optimizer steps on a policy, of whose weights each device holds all, or a share.
-
-    `micro_batches` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights. Args:
-    whole, the copy of a sharded policy; None where each device has all weights.
-    """
+    """Optimizer steps on a policy: `micro_batches` deals rows out, `manual_backward` adds a loss's gradient up,
+    `take_step` moves the weights. Args: whole, the copy of a sharded policy; None where each device has all weights."""
 
     def __init__(
         self,

@@ -198,11 +198,6 @@ class Work:
         return "bfloat16" if half else "float32"
 
     @property
-    def in_place(self) -> bool:
-        """Return whether transformers generates, on the trainer's own weights."""
-        return self.cfg.rollout.in_place
-
-    @property
     def engine_format(self) -> str:
         named = getattr(self.cfg.rollout, "dtype", None)
         return self.computed if named is None else "float32" if named == "float32" else "bfloat16"
@@ -214,7 +209,9 @@ class Work:
     @property
     def read_bytes(self) -> int:
         """Return the bytes per weight that a step of decoding moves. Autocast keeps casts of trained weights alone."""
-        cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
+        cast_anew = (
+            self.cfg.rollout.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
+        )
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
     @property
@@ -233,7 +230,7 @@ class Work:
     def sleeps(self) -> bool:
         """Return whether the engine leaves the device in the update: in place, or vLLM in the GPU trainer's process."""
         beside = getattr(self.cfg.rollout, "separate", False)
-        return self.in_place or not (beside or self.cfg.trainer.accelerator == "cpu")
+        return self.cfg.rollout.in_place or not (beside or self.cfg.trainer.accelerator == "cpu")
 
     @property
     def elsewhere(self) -> bool:
@@ -243,7 +240,7 @@ class Work:
     @property
     def engines_beside(self) -> int:
         """Return the engines of vLLM for a frozen model. They do not sleep."""
-        if self.in_place:
+        if self.cfg.rollout.in_place:
             return 0
         cfg = self.cfg
         writers = {cfg.hints.writer, None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer}

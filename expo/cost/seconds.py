@@ -44,7 +44,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     batch takes launches, reads of all weights and of the cache, and products, one after the other."""
     if not rows:
         return 0.0
-    s, engine = work.shape, "transformers" if work.in_place else "vllm"
+    s, engine = work.shape, "transformers" if work.cfg.rollout.in_place else "vllm"
     own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
     batches = math.ceil(own / work.cfg.rollout.at_once)
     at_once = own / batches
@@ -100,6 +100,6 @@ def sync(work: Work, device: Device) -> float:
     """Return the seconds until the engine has the new weights."""
     size = work.shape.parameters * work.stored
     gathered = (1 - 1 / work.sharded) * size / link(work, device)
-    if work.in_place:
+    if work.cfg.rollout.in_place:
         return gathered
     return gathered + 4 * size / device.bandwidth  # read and written, summed on both sides

@@ -184,7 +184,8 @@ class Reader:
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
-        self._try_judge([problem for _, problem in usable[:1]])
+        if usable:
+            self._try_judge(usable[0][1])
         used = []
         for start in range(0, len(usable), AT_ONCE):
             part = usable[start : start + AT_ONCE]
@@ -211,18 +212,17 @@ class Reader:
             return ""
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
-    def _try_judge(self, problems: Sequence[Problem]) -> None:
+    def _try_judge(self, problem: Problem) -> None:
         """Ask a judge of one's own about the answer of the first row. Raises UserError where it raises: it is broken,
         and would call every answer unparseable."""
         judge = self.verifier.judge
         if not isinstance(judge, ByFunction) or judge.accepts_itself:  # then each row is asked
             return
-        for problem in problems:
-            judging = self.verifier.submit(self.verifier.extraction.stated(problem.answer), problem)
-            judging.result()
-            if judging.raised:
-                why = f"raised {judging.raised} on a row's own answer, {problem.answer!r:.60}"
-                raise UserError(f"verifier.function={judge.conf.function}: {why}; mend it")
+        judging = self.verifier.submit(self.verifier.extraction.stated(problem.answer), problem)
+        judging.result()
+        if judging.raised:
+            why = f"raised {judging.raised} on a row's own answer, {problem.answer!r:.60}"
+            raise UserError(f"verifier.function={judge.conf.function}: {why}; mend it")
 
     def _ends_in_answer(self, problem: Problem) -> Problem:
         """Return a problem whose solution ends in its answer, where the verifier reads it."""

@@ -57,11 +57,9 @@ class Evaluator:
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, code: str, fresh: bool = False) -> Tally:
-        """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
-
-        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill. Args:
-        code, a mark of the code that judges; parts of another are made again.
-        """
+        """Evaluate part by part, so that memory stays flat, and write all rows to `path`. Parts are kept beside it
+        until then, and not made again unless `fresh`, or judged by other `code`: the same command goes on after a
+        kill."""
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for other in path.parent.glob(f".{path.stem}-*.parquet"):
             if not other.name.startswith(f".{path.stem}-{code}-"):

@@ -54,11 +54,8 @@ def check_bits(model: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = False) -> bool:
-    """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one.
-
-    An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have
-    to be close, and have to stay what they are when the other rows hold other tokens.
-    """
+    """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one, also
+    beside rows of other tokens. An architecture that takes no positions, or no mask, may ignore them without a word."""
     device, pairs = next(model.parameters()).device, []
     try:
         with in_evaluation(model):
@@ -111,11 +108,9 @@ def check_packing(model: nn.Module, path: str) -> None:
 
 
 def row_limit(model: PreTrainedModel) -> int | None:
-    """Return the most tokens of prompt and completion that a model has room for; None for no limit.
-
-    By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length.
-    So that no row's score depends on its neighbours, none may pass it.
-    """
+    """Return the most tokens of prompt and completion that a model has room for; None for no limit. By `dynamic` and
+    `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length: none may pass
+    it."""
     conf = model.config.get_text_config()
     rope = getattr(conf, "rope_parameters", None) or {}
     kinds = [r for r in rope.values() if isinstance(r, dict)] or [rope]  # some have one for each kind of layer

@@ -73,11 +73,9 @@ def as_initial(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch every dropout of a model off, in modules and in the numbers that attention layers hold.
-
-    The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated
-    has another ratio than 1, and a KL to itself.
-    """
+    """Switch every dropout of a model off, in modules and in the numbers that attention layers hold, but not training
+    mode: gradient checkpointing needs it. With dropout, a policy not yet updated has another ratio than 1, and a KL to
+    itself."""
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
         rates = {n: rate for n in names if isinstance(rate := getattr(module, n), float) and rate}
@@ -108,12 +106,9 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def cast_frozen_linears(model: PreTrainedModel) -> PreTrainedModel:
-    """Cast a model's frozen `nn.Linear` weights, in place, to the format of autocast, which would cast them anew for
-    each token. Return the model.
-
-    Its outputs stay the same to the bit; the weights are rounded: do not train from them, nor save them. A head that is
-    tied to the embedding, and norms, keep their format.
-    """
+    """Cast a model's frozen `nn.Linear` weights, in place, to the format of autocast, which would cast them for each
+    token. Return the model: its outputs stay the same to the bit, but do not train from it, nor save it. A head tied to
+    the embedding, and norms, keep their format."""
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):
         for module in causal.modules():

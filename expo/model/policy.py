@@ -150,12 +150,9 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 
 
 def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Load a model, its saved adapter merged where it has one. Returns the model, and the names of the weights that its
-    files lack.
-
-    A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
-    would be rounded again, the adapter stays what it is: beside them, and not trained.
-    """
+    """Load a model. Returns it, and the names of the weights that its files lack. A saved adapter is merged, so that a
+    new one, or training without one, begins from the very model that was saved; beside weights in 4 bits, which would
+    be rounded again, it stays what it is, and is not trained."""
     source = located(path)
     if is_gguf(source):
         return gguf_file.load(path, options)
@@ -216,12 +213,8 @@ def share_weights(folder: Path) -> None:
 
 
 def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Unless `goes_on`, it cannot be used after
-    that.
-
-    An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
-    is saved.
-    """
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone, unless another adapter was merged into its
+    model: it would be loaded onto the wrong base. Unless `goes_on`, the policy cannot be used after that."""
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, copy.deepcopy(policy) if goes_on else policy).merge_and_unload()
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.

@@ -209,11 +209,9 @@ class Prompts:
         return text
 
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the system turn that the chat template writes where it is given none; "" where it writes none.
-
-        A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn
-        as a later one is opened, but for special tokens. Raises UserError where that is not so.
-        """
+        """Return the system turn that the chat template writes where it is given none; "" where it writes none. A
+        system message of ours shows where it begins and ends. Raises UserError where what is left does not open the
+        first user's turn as a later one is opened, but for special tokens."""
         user, system = ({"role": role, "content": PLACE} for role in ("user", "system"))
         try:
             before = self._render(tokenizer, [user]).split(PLACE)[0]

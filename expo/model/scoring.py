@@ -137,11 +137,8 @@ def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) ->
 def by_chunks(
     function: Callable[..., Tensor], head: Any, rows: tuple[Tensor, ...], logits: int, *others: Any
 ) -> Tensor:
-    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, and join the results.
-
-    The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
-    `function` returns has its last dimension over them.
-    """
+    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, computed again in the
+    backward pass. Args: rows, tensors of one length; what `function` returns has its last dimension over them."""
     size, count = max(1, logits // head.weight.shape[0]), len(rows[0])
     if count <= size:
         return function(head, *rows, *others)
@@ -167,12 +164,9 @@ def score_beside(
     packed: bool = False,
     shared: bool = False,
 ) -> Beside:
-    """Score completions under the policy and under a teacher that sees another prompt, with their divergence.
-
-    As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
-    completions in the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at
-    `temperature`.
-    """
+    """Score completions under the policy and a teacher that sees another prompt, with their divergence; as in `score`,
+    without a `[B, T, V]` tensor. Args: teacher, a context that gives the model; seen, the same completions in the same
+    rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at `temperature`."""
     with teacher as other, torch.no_grad(), computing(other):
         theirs = causal_lm(other)
         hidden = (theirs.hidden_before if is_sharded(theirs) else partial(hidden_before, theirs))(seen, packed, shared)

@@ -71,11 +71,9 @@ def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers' `sdpa` does; with one query per row, group query heads by key head instead of
-    repeating keys.
-
-    Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
-    """
+    """Compute attention as transformers' `sdpa`; with one query per row, group query heads by key head instead of
+    repeating keys. Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B,
+    Q, H, D]`."""
     batch, heads, queries, size = query.shape
     alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None and not kwargs.get("dropout")
     if not alone or (attention_mask is not None and attention_mask.shape[1] != 1):

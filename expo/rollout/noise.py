@@ -11,11 +11,9 @@ SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, _, HINT, HINTED, REFILL, DIAGNOSE, 
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
-    """Key of one random stream: the run's seed, the purpose (SOLVE, EXPLAIN, …), the step, and the row.
-
-    A rollout's row is its problem's place in the step times `group_size`, plus its own place in the group.
-    With `hf`, number t of the stream draws token t; with vLLM the stream seeds the request.
-    """
+    """Key of one random stream: seed, purpose (SOLVE, EXPLAIN, …), step, and row: a rollout's is its problem's place in
+    the step times `group_size`, plus its own in the group. Number t draws token t; with vLLM the stream seeds the
+    request."""
 
     seed: int
     stream: int

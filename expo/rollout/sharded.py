@@ -24,11 +24,8 @@ from expo.rollout.engine import Engine, EngineAround
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Leave this device its share of every weight of a model, at the first device's values.
-
-    The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
-    often. Raises UserError for a model that cannot be sharded.
-    """
+    """Leave this device its share of every weight of a model, at the first device's values: to be scored and trained
+    alone, by all devices equally often, forward and backward. Raises UserError for a model that cannot be sharded."""
     causal = causal_lm(model)
     formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     if len(formats) > 1:

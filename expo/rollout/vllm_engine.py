@@ -124,17 +124,15 @@ class VLLMEngine(Engine):
         # vLLM keeps blocks of tokens, of which each row's last is not full.
         positions = conf.at_once * (conf.max_prompt_tokens + conf.max_completion_tokens + BLOCK)
         cached = kv_bytes(self.model, self.dtype) * max(positions, longest + BLOCK)
-        os.environ |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(conf.separate)),
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(cached / GIB))),
+        unless_set = {
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it would take the trainer's threads with it
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
-        for name, value in (
-            ("VLLM_LOGGING_LEVEL", "ERROR"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # else it would take the trainer's threads with it
-            ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),
-        ):
-            os.environ.setdefault(name, value)
+        os.environ |= unless_set | os.environ
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(conf.separate))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(cached / GIB)))
         from vllm import LLM
 
         options: dict[str, Any] = {}
@@ -191,11 +189,9 @@ class VLLMEngine(Engine):
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head.
-
-        Where the engine takes no adapter (its `lora_rank` is 0), it is merged into the parameters; else its parts stand
-        beside their layer, as `q_proj.lora_A` and `q_proj.lora_B`, the latter times LoRA's scaling.
-        """
+        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head. An adapter
+        is merged where `lora_rank` is 0; else its parts stand beside their layer, as `q_proj.lora_A` and
+        `q_proj.lora_B`, the latter times LoRA's scaling."""
         layers: dict[str, Any] = {
             name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")
         }

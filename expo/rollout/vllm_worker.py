@@ -44,11 +44,8 @@ class WeightSync:
 
 
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
-    """Return (Σ entries, Σ squares) of each parameter in float64; q, k, v and gate, up are added up under the name of
-    vLLM's joined matrix. Joining and padding with zeros do not change them: the trainer's and vLLM's can be compared.
-
-    Args: named parameters, by Hugging Face's or vLLM's names.
-    """
+    """Return (Σ entries, Σ squares) of each parameter in float64; q, k, v and gate, up add up under the name of vLLM's
+    joined matrix, so that trainer and vLLM can be compared. Args: named, by Hugging Face's or vLLM's names."""
     by_name: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:

@@ -106,11 +106,9 @@ class Pipeline:
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
     ) -> tuple[dict[int, Group], list[Completion], int]:
-        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that.
-
-        Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
-        were made on the way, and how many tokens the rollouts have.
-        """
+        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that. Returns
+        groups, explanations made on the way, and the rollouts' tokens. Args: uncached, the problems without a cached
+        explanation."""
         first = batch.offset * group_size
         solve = [
             Request(prompt, NoiseKey(self.tools.seed, SOLVE, batch.step, first + i * group_size + g), i)
@@ -183,11 +181,8 @@ class Pipeline:
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
         """Return how much likelier right hinted rollouts are under their prompt with the hint than without, in nats per
-        token: measured every `hints.measure_every` steps.
-
-        Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition
-        is ours).
-        """
+        token, every `hints.measure_every` steps. Near 0, the policy could write them without, as HiLL (arXiv
+        2604.00698) wants it; the definition is ours."""
         every = self.hints.measure_every
         if self.tools.prompts.conf.solve_with_hint is None or not every or batch.step % every:
             return None  # a hint that begins the completion is part of what would have to be likely

@@ -40,11 +40,9 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but skips most that gave no gradient lately (GRESO, 2506.02177).
-
-    A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
-    each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
-    """
+    """Deals a sampler's problems in their order, but one whose last n groups gave no gradient with probability retry^n
+    (GRESO, 2506.02177). Who deals has to `learn` after each step. Where a whole epoch was passed over in one step, the
+    next problems are dealt as they come."""
 
     def __init__(self, sampler: ProblemSampler, retry: float):
         self.sampler, self.retry = sampler, retry

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from expo.config import PartialConf, RewardConf, UserError
+from expo.config import RewardConf, UserError
 from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict
 
@@ -44,11 +44,8 @@ class Correct:
         return [float(r.verdict is Verdict.CORRECT and (spared or not r.truncated)) for r in rollouts]
 
 
-class Partial:
+class Partial(Correct):
     """1 for a right answer, else its judge's score; with `reward.truncated=zero` 0 for one that was cut off."""
-
-    def __init__(self, conf: PartialConf):
-        self.conf = conf
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         spared = self.conf.truncated == "count"

@@ -156,11 +156,9 @@ class Evaluate(Callback):
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Return one row per rollout of a step, with the positive of its problem and why candidates were rejected.
-
-    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by
-    token, with log π(c_t|q, c_<t) under the policy as it is now, after the step.
-    """
+    """Return one row per rollout of a step, or one of a problem without any, with its positive and why candidates were
+    rejected. A problem's first row has the positive by tokens, with log π(c_t|q, c_<t) under the policy after the
+    step."""
     logps = iter(pipeline.scorer.token_logp([g.prompt for g, _ in e.positives], [c.ids for _, c in e.positives]))
     decode = pipeline.tools.tokenizer.batch_decode
     rows: list[dict[str, Any]] = []
@@ -213,11 +211,8 @@ class Interrupted(Exception):
 
 class Stop(Callback):
     """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an
-    evaluation, at once.
-
-    A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each
-    process, and who watches over them tells them again.
-    """
+    evaluation, at once. A second signal ends the process the ordinary way, but not on several devices: a cluster tells
+    each process, and who watches over them tells them again."""
 
     def __init__(self, stop_after: int | None):
         self.stop_after, self.signal, self.evaluates = stop_after, 0, False

@@ -36,12 +36,8 @@ def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
 
 
 def inherit(run: Run, evaluator: Evaluator) -> int:
-    """Begin a run from the checkpoint of one with fewer steps, the longest there is. Returns the step, 0 where there is
-    none.
-
-    Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no
-    evaluation that only the shorter run's end asked for.
-    """
+    """Begin a run from the checkpoint of the longest one with fewer steps; say which it is, or why it cannot be used.
+    Returns the step, 0 where there is none. No evaluation is taken over that only the shorter run's end asked for."""
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
     for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):

@@ -16,11 +16,8 @@ from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
-    """Data parallel with all weights on each device. `Updates.take_step` sums the gradients over devices
-    (`Ranks.add_gradients`), once per optimizer step.
-
-    DistributedDataParallel would do so in every backward pass, of which a step has many, and would average.
-    """
+    """Data parallel with all weights on each device. `Updates.take_step` sums gradients over devices once per update;
+    DistributedDataParallel would in every backward pass, of which a step has many, and would average."""
 
     def configure_ddp(self) -> None:
         """Begin with the first device's weights everywhere, and wrap nothing."""

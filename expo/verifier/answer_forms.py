@@ -45,10 +45,8 @@ def refuses(answer: str, gold: str) -> bool:
 
 def sides(answer: str, gold: str) -> list[str]:
     r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; the caller checks that a
-    number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
-
-    Answers to an equation or a list are one side; so is the set in `x \in S`, and the interval of an inequality.
-    """
+    number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is. Answers to an equation
+    or a list are one side; so is the set in `x \in S`, and the interval of an inequality."""
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:
         return [member[1]]

@@ -87,11 +87,9 @@ WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
 
 
 def extraction(how: str, final: str = "{answer}") -> Extraction:
-    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
-    for a wrong pattern.
-
-    Args: final, how a text states an answer where `how` does not say it: a template with {answer} (`prompts.final`).
-    """
+    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown one, re.error
+    for a wrong pattern. Args: final, a template with {answer} (`prompts.final`) where `how` does not say how one is
+    stated."""
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:

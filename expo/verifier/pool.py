@@ -64,12 +64,9 @@ class Verifier:
         self.extraction = extraction(self.conf.extract, self.final)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
-        """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of
-        math-verify are cached (`answers.math_verify_verdict`). The future ends in a Verdict, or in VerifierError where
-        no worker can be started.
-
-        Args: problem, or its gold answer alone.
-        """
+        """Judge one completion: at once where the judge settles it, else in a worker, where verdicts of math-verify are
+        cached. The future ends in a Verdict, or in VerifierError where no worker can be started. Args: problem, or its
+        gold answer."""
         if isinstance(problem, str):
             problem = Problem("", "", problem)
         result = Judging()

@@ -35,12 +35,9 @@ Entries = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the ke
 
 @dataclass
 class Bank:
-    """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not
-    finished.
-
-    `identity` is that of `bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
-    the weights, which tells what a hub id does not. It stands in each part, too.
-    """
+    """A folder of parts, each with the explanations of consecutive steps; one without its SHA-256 beside it was not
+    finished. `identity`, which stands in each part, is `bank_identity` (model, prompts, data, sampling, seed) and the
+    weights' `fingerprint`, which tells what a hub id does not."""
 
     folder: Path
     identity: str
@@ -106,13 +103,10 @@ class Bank:
 
 
 class BankedEngine(Engine):
-    """Serve explanations from a bank on disk; what the bank lacks, the policy's own engine writes first.
-
-    It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
-    steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; initial, a context in which the policy has its initial weights again; ranks, the processes of
-    the run.
-    """
+    """Serve explanations from a bank on disk. What it lacks, the policy's own engine writes first, with the weights
+    that the policy began with: whole blocks of steps, about PART explanations at once. Args: steps, those of the run;
+    requests_of, the requests of a step for all of its problems, whatever its rollouts are; initial, a context in which
+    the policy has its initial weights."""
 
     def __init__(
         self,
@@ -137,10 +131,8 @@ class BankedEngine(Engine):
 
     def shared_s(self, read: Sequence[Completion]) -> float:
         """Estimate the seconds to add to this run's own, so that runs compare whoever wrote the bank: what the given
-        explanations took, less what this run has spent on writing since the last call.
-
-        It is negative where the run wrote more than it read. Tokens × seconds per token of the part that was read last.
-        """
+        explanations took, by tokens and the last part's price, less what this run has spent on writing since the last
+        call."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
