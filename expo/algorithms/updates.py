@@ -45,8 +45,7 @@ class Updates(LightningModule):
 
     @property
     def trained(self) -> Sequence[nn.Module]:
-        """Return the modules that are trained: stepped, clipped, checked, and kept the same on all devices. A critic
-        would be a second one."""
+        """Return the modules that are stepped, clipped, checked, and the same on all devices; a critic is another."""
         return [self.policy]
 
     @property

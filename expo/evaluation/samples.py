@@ -33,7 +33,7 @@ def sample(
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
     rows = _rows("own", [(i, p) for i, p in enumerate(problems) for _ in range(samples)], own_samples, tools)
     verdicts = _verify(rows, tools)
-    others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
+    others = [_expert(i, p, tools) for i, p in enumerate(problems) if p.solution is not None]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
     groups = {
         i: Group(problems[i], prompts[i], own_samples[s], [row["completion"] for row in rows[s]], verdicts[s], [])

@@ -26,8 +26,7 @@ def is_sharded(causal: Any) -> bool:
 
 
 def compute_in(model: nn.Module, precision: str) -> None:
-    """Set the number format in which a model and its later copies compute, by `trainer.precision`. The weights keep
-    theirs."""
+    """Set the format in which a model and its later copies compute, by `trainer.precision`. The weights keep theirs."""
     causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
 

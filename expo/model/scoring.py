@@ -270,8 +270,7 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt. The rows of one prompt stay
-    together."""
+    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt; no prompt is parted."""
     widest = list(accumulate(lengths, max))
     padded = len(lengths) * widest[-1]
     costs = {

@@ -16,8 +16,7 @@ def own_share(weight: Tensor) -> Tensor:
 
 
 def like(full: Tensor, weight: Tensor) -> Tensor:
-    """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else the
-    tensor."""
+    """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else that."""
     if not isinstance(weight, DTensor) or isinstance(full, DTensor) or full.shape != weight.shape:
         return full
     return distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)

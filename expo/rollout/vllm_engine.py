@@ -209,8 +209,7 @@ class VLLMEngine(Engine):
             yield name, value
 
     def sync(self) -> None:
-        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not
-        arrive."""
+        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they differ."""
         with without_autocast(self.model):  # the trainer's precision is not the comparison's
             self._send()
             if self.asleep:  # the cache was not there beside the old weights and the new ones

@@ -108,8 +108,7 @@ def with_logp(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidate
 
 
 def with_logp_given_answer(scorer: Scorer, candidates: Candidates) -> Candidates:
-    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer; only those that were
-    written have one."""
+    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer, where one was written."""
     written = [(c.prompt, c.ids) for some in candidates.values() for c in some if c.prompt is not None]
     means = iter(scorer.mean_logp([prompt for prompt, _ in written], [ids for _, ids in written]).tolist())
     return {
