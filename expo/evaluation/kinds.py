@@ -62,8 +62,7 @@ def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -
 def cell(
     rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
-    """Return mean and 95 % interval over problems, of a kind or of its difference to `less`; None where nothing was
-    measured."""
+    """Return mean and 95 % interval over problems of a kind, or of its difference to `less`; None without any."""
     values = by_problem(rows, kind, level, column)
     if less is not None:
         other = by_problem(rows, less, level, column)

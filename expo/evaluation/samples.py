@@ -26,8 +26,7 @@ STREAMS = ("own", "self_explanation", "wrong_answer", "shuffled_answer")  # of n
 def sample(
     problems: list[Problem], engine: Engine, tools: Tools, samples: int, controls: Sequence[str] = ("wrong_answer",)
 ) -> Samples:
-    """Return completions of every kind, verified; those of controls, of CONTROLS, against the answer that they were
-    shown."""
+    """Return completions of every kind, verified, those of controls against the answer that they were shown."""
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")

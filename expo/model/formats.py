@@ -26,8 +26,7 @@ def with_float32_head(model: Any) -> Any:
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Return transformers' settings of NF4 with doubly rounded scales (QLoRA, arXiv 2305.14314). Args: dtype, of
-    products."""
+    """Return transformers' settings of NF4 with doubly rounded scales (QLoRA, 2305.14314). Args: dtype, of products."""
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}

@@ -419,7 +419,6 @@ def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> b
 
 
 def group_of(name: str) -> str:
-    """Return the part of the model that a parameter is in: layers.3.self_attn for
-    `model.layers.3.self_attn.qkv_proj.weight`."""
+    """Return the part of the model that a parameter is in: layers.3.self_attn for one of its qkv_proj."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])

@@ -60,8 +60,7 @@ def _start(
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
-    """Wait for the processes of a run, and return its exit code; where one ends badly, end the others, and say
-    which."""
+    """Wait for a run's processes, and return its exit code; where one ends badly, end the others, and say which."""
     good = {0, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # a stop that was asked for ends all after the same step
     codes: list[int | None] = [None]
     while None in codes and all(code is None or code in good for code in codes):

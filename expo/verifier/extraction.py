@@ -27,8 +27,7 @@ class Extraction:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, with nested braces; None for none.
-    `\boxed5` is one."""
+    r"""Return the content of the last closed `\boxed{}`, `\fbox{}` or `\boxed5`, with nested braces; None for none."""
     text = text[-LONGEST_TEXT:]
     span: tuple[int, int] | None = None
     stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)

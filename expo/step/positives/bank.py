@@ -167,8 +167,7 @@ class BankedEngine(Engine):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of numbers from every weight of the initial policy; those of a LoRA adapter, which begins as
-    nothing, do not count."""
+    """Return a hash of numbers of every weight of the initial policy, but for a LoRA adapter: it begins as nothing."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if "lora_" not in name:
