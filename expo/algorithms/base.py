@@ -1,7 +1,7 @@
 """What every algorithm shares: the frame of a step, and the stream of positives."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,11 +32,8 @@ __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's 
 
 @dataclass
 class Components:
-    """Parts of an algorithm: models, pipeline, sampler of problems, pairs, and the keys of optimizer and trainer.
-
-    `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
-    adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
-    """
+    """Parts of an algorithm. `reference` is the frozen initial policy; None where nothing needs it, or where it is the
+    policy without its LoRA adapter. `snapshot` is an earlier policy, refreshed by the algorithm."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel | None
@@ -51,12 +48,9 @@ class Components:
 
 
 class Algorithm(Updates):
-    """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's
-    own.
-
-    One Lightning epoch is one step of the algorithm, and its only batch is the step's number: everything random in a
-    step follows from it. Callbacks read `last_experience` and `last_metrics`.
-    """
+    """Collects an experience and updates the policy on it, once per step, by `collect` and `update`. One Lightning
+    epoch is one step, and its only batch is the step's number: everything random follows from it. Callbacks read
+    `last_experience` and `last_metrics`."""
 
     conf: AlgorithmConf
 
@@ -91,7 +85,6 @@ class Algorithm(Updates):
         return [self.current_epoch]
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        """Take step number `batch`."""
         noise = int(NoiseKey(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62))
         torch.manual_seed(noise + self.ranks.rank)  # each device has rows of its own
         self.before(batch)
@@ -122,8 +115,7 @@ class Algorithm(Updates):
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:
-        """Take all optimizer steps on one experience. Returns the sums that the step's metrics are made of, with
-        `loss/<term>` for each term."""
+        """Take all optimizer steps on one experience. Returns the sums of the step's metrics, with `loss/<term>`."""
         raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], weight: float, sums: StepSums) -> None:
@@ -141,30 +133,29 @@ class Algorithm(Updates):
             sums.total("throughput/tokens_trained", part.mask.sum())
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
-        """Return rows on the module's device, from token ids."""
         return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
 
     def score(
         self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
     ) -> Tensor:
-        """Return `expo.model.scoring.score`; with dropout where there is a gradient and `trainer.dropout` asks for
-        it."""
+        """Return `expo.model.scoring.score`, with dropout where there is a gradient and `trainer.dropout=true`."""
         conf = self.trainer_conf
         with with_dropout(model) if conf.dropout and torch.is_grad_enabled() else nullcontext():
             return score(model, batch, temperature, conf.packing, conf.shared, with_entropy)
 
     @torch.no_grad()
     def score_reference(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities `[B, T]` under the frozen initial policy. Raises UserError for an algorithm whose
-        config does not ask for a reference."""
+        """Return log π_ref `[B, T]` of the initial policy. Raises UserError where the config asks for no reference."""
         if not self.conf.uses_reference:
             raise UserError(
                 f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "
                 "dataclass have the property uses_reference return True"
             )
-        context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
-        with context as reference:
+        with self.initial_policy() as reference:
             return self.score(reference, batch, temperature)
+
+    def initial_policy(self) -> AbstractContextManager[nn.Module]:
+        return as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
 
     def without_base(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a module's state that its config cannot load: the reference and, in the policy and its

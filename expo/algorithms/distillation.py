@@ -16,12 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from expo.algorithms.base import Components, StepSums
+from expo.algorithms.base import Algorithm, Components, StepSums
 from expo.algorithms.divergences import Divergence, capped
 from expo.algorithms.grpo import GRPO
 from expo.algorithms.terms import Rows, Scored, Term
 from expo.config import SelfDistillationConf, functions_of
-from expo.model.modes import as_initial, in_evaluation
+from expo.model.modes import in_evaluation
 from expo.model.scoring import TokenBatch, score_beside
 from expo.step.experience import Experience, Group
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
@@ -62,11 +62,9 @@ def evenness(sums: StepSums) -> float | None:
 
 
 class SelfDistillation(GRPO):
-    """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps.
-
-    A rollout without privilege is not distilled. `token_mean` averages D over the guided tokens alone; `sequence_mean`
-    and `constant` divide by all rows, so that one that is not guided counts as D = 0.
-    """
+    """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps. A rollout
+    without privilege is not distilled: to `sequence_mean` and `constant` it counts as D = 0; `token_mean` leaves it
+    out."""
 
     conf: SelfDistillationConf
 
@@ -136,7 +134,6 @@ class SelfDistillation(GRPO):
         return replace(scored, token_advantages=shaped)
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
-        """Return a context that gives the model which scores as the teacher."""
         return TEACHERS[self.conf.teacher](self)
 
     def take_step(self, sums: StepSums) -> None:
@@ -156,19 +153,17 @@ class SelfDistillation(GRPO):
             self.whole.free()  # it is in an update, in which the copy has no memory
 
 
-def _current(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
-    return in_evaluation(algorithm.policy)
-
-
-def _initial(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
-    return as_initial(algorithm.policy) if algorithm.reference is None else nullcontext(algorithm.reference)
-
-
 def _average(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
     assert algorithm.average is not None
     return nullcontext(algorithm.average)
 
 
 TEACHERS: dict[str, Callable[[SelfDistillation], AbstractContextManager[nn.Module]]] = functions_of(
-    SelfDistillationConf, "teacher", {"current": _current, "initial": _initial, "average": _average}
+    SelfDistillationConf,
+    "teacher",
+    {
+        "current": lambda algorithm: in_evaluation(algorithm.policy),
+        "initial": Algorithm.initial_policy,
+        "average": _average,
+    },
 )

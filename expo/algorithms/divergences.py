@@ -48,10 +48,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def on_support(student: Tensor, teacher: Tensor, k: int, tail: bool) -> tuple[Tensor, Tensor]:
-    """Restrict both distributions to the student's top-k tokens; the rest is one token, or both are renormalized.
-
-    Args: student, teacher `[N, V]`. Returns two `[N, k + 1]` with `tail`, else `[N, k]`; each sums to 1.
-    """
+    """Restrict both to the student's top-k tokens; the rest is one token with `tail`, else both are renormalized. Args:
+    student, teacher `[N, V]`. Returns two `[N, k + 1]` with `tail`, else `[N, k]`; each sums to 1."""
     chosen = student.detach().topk(min(k, student.shape[-1]), dim=-1).indices
     student, teacher = student.gather(-1, chosen), teacher.gather(-1, chosen)
     close = _with_tail if tail else _renormalized
@@ -68,9 +66,6 @@ def _renormalized(logp: Tensor) -> Tensor:
 
 
 def capped(values: Tensor, cap: float) -> Tensor:
-    """Return values whose size is at most `cap`. A larger value keeps its sign, and its gradient is scaled down by as
-    much.
-
-    A few tokens, of which teacher and student think quite differently, would otherwise outweigh all others.
-    """
+    """Return values of a size of at most `cap`, with sign; the gradient is scaled down as much. A few tokens of which
+    teacher and student think quite differently would otherwise outweigh all others."""
     return values * (cap / values.detach().abs().clamp(min=cap)) if cap < torch.inf else values

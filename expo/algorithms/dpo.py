@@ -25,11 +25,8 @@ from expo.verifier.answers import Verdict
 
 class DPO(Algorithm):
     """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the
-    run.
-
-    One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without another
-    rollout that may be rejected, gives no pair.
-    """
+    run. One step: one update on the pairs of its problems. A problem without a positive, or another rollout to reject,
+    has none."""
 
     conf: DPOConf
 
@@ -61,27 +58,23 @@ class DPO(Algorithm):
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
             if experience is None and goes_on:
                 raise UserError(f"pairs={self.pairs.path(start)}: gone; {ANEW}")
-            if goes_on and self.mark[:1] == [start] and self.mark != self.marked(start):  # another run made them anew
-                raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
             if experience is not None and not start and not goes_on:
                 self.measure(experience)
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))
-            self.mark = self.marked(start)
+            mark = [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
+            if goes_on and self.mark[:1] == [start] and self.mark != mark:  # another run made them anew
+                raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
+            self.mark = mark
         return experience
 
     def measure(self, first: Experience) -> None:
-        """Measure the positives of the first round, which another run has made without measuring them. The policy is
-        still the initial one."""
+        """Measure the positives of a first round that another run has made. The policy is still the initial one."""
         positives = {i: group.positives for i, group in enumerate(first.groups) if group.positives}
         if self.pipeline.source.measure_every and not any(c.logp_given_q for some in positives.values() for c in some):
             measured = self.pipeline.measure(0, dict(enumerate(first.groups)), positives)
             first.groups = [replace(group, positives=measured.get(i, [])) for i, group in enumerate(first.groups)]
-
-    def marked(self, start: int) -> list[Any]:
-        """Return the mark of the round that begins at step `start`, see `mark`."""
-        return [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

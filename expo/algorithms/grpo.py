@@ -34,7 +34,6 @@ class GRPO(Algorithm):
         self.terms = self.make_terms()
 
     def make_terms(self) -> list[Term]:
-        """Return the terms of the loss over rollouts."""
         conf = self.conf
         terms: list[Term] = [Surrogate(conf, self.positive_loss.member_shaping)]
         terms += [KL(conf)] if conf.kl_coef else []
@@ -72,8 +71,7 @@ class GRPO(Algorithm):
     def with_gradient(
         self, groups: Sequence[Group], rows: Rows, positives: Sequence[tuple[Group, Candidate]]
     ) -> set[int]:
-        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, the rows of all of
-        the groups."""
+        """Return the indices of the groups with a gradient of rewards or positives. Args: rows, of all groups."""
         owners = [group for group in groups for _ in group.completions] + [group for group, _ in self.members(groups)]
         learned = {id(group) for group, a in zip(owners, rows.advantages.tolist(), strict=True) if a}
         learned |= {id(group) for group, _ in positives}
@@ -90,8 +88,7 @@ class GRPO(Algorithm):
             self.retries.load_state_dict(checkpoint["retries"])
 
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
-        """Return the positive that has joined each group: the first of its problem. Empty where positives join no
-        groups."""
+        """Return the positive that has joined each group: the first of its problem. Empty where positives join none."""
         if not self.positive_loss.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
@@ -109,8 +106,7 @@ class GRPO(Algorithm):
         return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else e.groups
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
-        """Return the rollouts of `groups`, and after them the positives that have joined, with advantages. Args: e, the
-        whole experience, for subclasses."""
+        """Return the rollouts, then the positives that joined, with advantages. Args: e, the whole, for subclasses."""
         rollouts, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
         on_policy, from_positive = self.advantages(groups)
         prompts = [c.prompt for _, c in rollouts] + [group.prompt for group, _ in joined]
@@ -130,8 +126,7 @@ class GRPO(Algorithm):
         )
 
     def advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """Return the advantages of the P groups' rollouts `[P * G]`, and of the positives that have joined, each with a
-        reward of 1."""
+        """Return the advantages of the rollouts `[P * G]`, and of joined positives, each with a reward of 1."""
         conf, max_tokens = self.conf, self.pipeline.tools.sampling.max_tokens
         joined = {id(group) for group, _ in self.members(groups)}
         has_member = torch.tensor([[float(id(group) in joined)] for group in groups]).reshape(-1, 1)  # [P, 1]

@@ -69,23 +69,13 @@ def group_advantages(
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
-    """Return DAPO's penalty on the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the
-    last `share` of the allowance.
-
-    Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
-    """
+    """Return DAPO's penalty on the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 to -1 over the last
+    `share` of the allowance. Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; 0 with
+    `share=0`."""
     if not share:
         return torch.zeros_like(lengths, dtype=torch.float32)
     buffer = share * max_tokens
     return ((max_tokens - buffer - lengths) / buffer).clamp(-1, 0)
-
-
-def _sequence_mean(mask: Tensor, max_tokens: int) -> Tensor:
-    return mask / _or_one(mask.sum(dim=1, keepdim=True)) / max(len(mask), 1)
-
-
-def _token_mean(mask: Tensor, max_tokens: int) -> Tensor:
-    return mask / _or_one(mask.sum())
 
 
 def _or_one(total: Tensor) -> Tensor:
@@ -93,27 +83,21 @@ def _or_one(total: Tensor) -> Tensor:
     return torch.where(total > 0, total, 1.0)
 
 
-def _constant(mask: Tensor, max_tokens: int) -> Tensor:
-    return mask / max_tokens / max(len(mask), 1)
-
-
 AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
     GRPOConf,
     "aggregation",
     {
-        "sequence_mean": _sequence_mean,  # mean over each sequence, then over sequences (GRPO)
-        "token_mean": _token_mean,  # mean over all tokens (DAPO, arXiv 2503.14476)
-        "constant": _constant,  # sum over tokens / (rows x max_tokens) (Dr. GRPO)
+        # Mean over each sequence, then over sequences (GRPO).
+        "sequence_mean": lambda mask, most: mask / _or_one(mask.sum(dim=1, keepdim=True)) / max(len(mask), 1),
+        "token_mean": lambda mask, most: mask / _or_one(mask.sum()),  # over all tokens (DAPO, arXiv 2503.14476)
+        "constant": lambda mask, most: mask / most / max(len(mask), 1),  # sum / (rows x max_tokens) (Dr. GRPO)
     },
 )
 
 
 def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
-    """Return the weights w with loss = Σ w·l for per-token losses l.
-
-    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in
-    tokens. Returns `[B, T]`, zero off the mask.
-    """
+    """Return the weights w `[B, T]` with loss = Σ w·l, zero off the mask. Args: mask `[B, T]` of the whole batch;
+    aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in tokens."""
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
 
@@ -146,8 +130,7 @@ def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> 
 
 
 def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
-    (1912.09729, eq. 5)."""
+    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: no token pulls harder (1912.09729, eq. 5)."""
     loss, stopped = _ppo_clip(rho, advantages, logp, conf)
     most = -conf.dual_clip * advantages
     capped = (advantages < 0) & (loss > most)
@@ -155,8 +138,7 @@ def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) ->
 
 
 def _cispo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio is a smaller weight, and stops no gradient (CISPO,
-    2506.13585, eq. 4)."""
+    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio stops no gradient (CISPO, 2506.13585, eq. 4)."""
     limit = 1 + conf.clip_high
     return -rho.detach().clamp(max=limit) * advantages * logp, (rho > limit).float()
 
@@ -168,12 +150,8 @@ def _sapo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
 
 
 def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -ρ Â, and 0 for a token whose probability has already moved by over clip_high or clip_low in the direction
-    of Â.
-
-    The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a
-    token.
-    """
+    """Return -ρ Â, and 0 for a token whose probability has moved by over clip_high or clip_low in the direction of Â
+    already: prime-rl's mask of DPPO, by the difference of probabilities, which bounds a token's binary divergence."""
     probability = logp.detach().exp()
     change = probability - probability / rho.detach()
     stopped = torch.where(advantages > 0, change > conf.clip_high, change < -conf.clip_low)
@@ -192,12 +170,9 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor,
 def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three tensors `[B, T]`: the loss of each token by `conf.surrogate`, the importance ratio ρ = π_θ / π_old
-    by `conf.ratio`, and 1 where the surrogate clips the ratio, or stops the token's gradient.
-
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three
-    `[B, T]`.
-    """
+    """Return three tensors `[B, T]`: each token's loss by `conf.surrogate`, its ratio ρ = π_θ / π_old by `conf.ratio`,
+    and 1 where the surrogate clips it, or stops the gradient. Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or
+    `[B, T]`."""
     rho = importance_ratio(logp, old_logp, mask, conf.ratio)
     loss, stopped = SURROGATES[conf.surrogate](rho, advantages.view(len(rho), -1), logp, conf)
     return loss, rho, stopped
@@ -269,17 +244,14 @@ def _sigmoid(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
 
-def _ipo(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    return ((margin - 0.5) / beta).square()
-
-
 # (margin, beta, label_smoothing) -> loss, each tensor [B]
 PREFERENCES: dict[str, Callable[[Tensor, float, float], Tensor]] = functions_of(
     DPOConf,
     "preference",
     {
         "sigmoid": _sigmoid,  # DPO (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO
-        "ipo": _ipo,  # IPO (arXiv 2310.12036, eq. 17), on means over tokens as its authors use it
+        # IPO (arXiv 2310.12036, eq. 17), on means over tokens as its authors use it.
+        "ipo": lambda margin, beta, label_smoothing: ((margin - 0.5) / beta).square(),
     },
 )
 

@@ -27,13 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairStore:
-    """Rounds of DPO: rollouts and positives, from which `DPO.pair` picks; one parquet file per round, one row per
-    problem.
-
-    The round of step 0, of the initial policy, is in `initial`, shared between runs with the same `code`; later ones
-    are in `own`. Beside each file stands its SHA-256: without one the round is made again, with a wrong one it is
-    refused.
-    """
+    """Rounds of DPO, from which `DPO.pair` picks: one parquet file per round, one row per problem. The round of step 0,
+    of the initial policy, is in `initial`, shared between runs with the same `code`; later ones are in `own`. Without
+    its SHA-256 beside it a file is made again, with a wrong one it is refused."""
 
     initial: Path
     own: Path
@@ -44,11 +40,8 @@ class PairStore:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
     def load(self, step: int, problems: list[Problem], goes_on: bool = False) -> Experience | None:
-        """Return the round that begins at `step` as an experience, or None where it is not on disk.
-
-        Args: goes_on, whether a run takes it up again that began with it. Raises UserError where it was changed, or
-        cannot be read.
-        """
+        """Return the round that begins at `step`, or None where it is not on disk. Raises UserError where it was
+        changed, or cannot be read. Args: goes_on, whether a run takes it up again that began with it."""
         path = self.path(step)
         if self.fresh or not is_signed(path):
             return None
@@ -71,7 +64,6 @@ class PairStore:
         return read_signed(path, "pairs", parse, ANEW if goes_on else AGAIN)
 
     def save(self, step: int, e: Experience) -> None:
-        """Write a round."""
         rows = [
             {
                 "problem": group.problem.id,
@@ -80,17 +72,8 @@ class PairStore:
                 "candidates": [asdict(c) for c in group.candidates],
                 "positives": [asdict(c) for c in group.positives],
                 "rollouts": [
-                    {
-                        "ids": c.ids,
-                        "logp": c.logp,
-                        "truncated": c.truncated,
-                        "text": text,
-                        "verdict": verdict.value,
-                        "reward": reward,
-                    }
-                    for c, text, verdict, reward in zip(
-                        group.completions, group.texts, group.verdicts, group.rewards, strict=True
-                    )
+                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": t, "verdict": v.value, "reward": r}
+                    for c, t, v, r in zip(group.completions, group.texts, group.verdicts, group.rewards, strict=True)
                 ],
             }
             for group in e.groups

@@ -12,11 +12,8 @@ from expo.step.experience import Experience
 
 
 class SFT(Algorithm):
-    """SFT: the positives of the step's problems, and one optimizer step on them.
-
-    With `restart_every`, training goes in rounds: at the start of each the snapshot, which makes the data of the round,
-    becomes the policy of the last round's end, and the policy begins again from the base weights with a new optimizer.
-    """
+    """One optimizer step on the positives of the step's problems. With `restart_every`, in rounds: at each start the
+    snapshot, which makes the round's data, becomes the policy, and the policy begins again from the base weights."""
 
     conf: SFTConf
 

@@ -41,8 +41,6 @@ class Rows:
 
 @dataclass(frozen=True)
 class Scored:
-    """A micro-batch of b rows, as terms see it."""
-
     logp: Tensor  # [b, T], log π_θ, with a gradient
     old_logp: Tensor  # [b, T]
     mask: Tensor  # [b, T], 1 on tokens of completions

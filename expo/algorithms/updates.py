@@ -24,11 +24,8 @@ class NonFiniteGradient(Exception):
 
 
 class Updates(LightningModule):
-    """Optimizer steps on a policy, of whose weights each device holds all, or a share.
-
-    `micro_batches` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights. Args:
-    whole, the copy of a sharded policy; None where each device has all weights.
-    """
+    """Optimizer steps on a policy: `micro_batches` deals rows out, `manual_backward` adds a loss's gradient up,
+    `take_step` moves the weights. Args: whole, the copy of a sharded policy; None where each device has all weights."""
 
     def __init__(
         self,
@@ -48,13 +45,11 @@ class Updates(LightningModule):
 
     @property
     def trained(self) -> Sequence[nn.Module]:
-        """Return the modules that are trained: stepped, clipped, checked, and kept the same on all devices. A critic
-        would be a second one."""
+        """Return the modules that are stepped, clipped, checked, and the same on all devices; a critic is another."""
         return [self.policy]
 
     @property
     def trained_weights(self) -> list[nn.Parameter]:
-        """Return the weights of `trained` that have gradients."""
         return [p for module in self.trained for p in module.parameters() if p.requires_grad]
 
     def micro_batches(
@@ -82,17 +77,13 @@ class Updates(LightningModule):
         self.ranks.add_up(sums, before)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backward through a loss; through 0 · loss for a row that only fills up a device's share, see
-        `micro_batches`."""
+        """Go backward through a loss; through 0 · loss for a row that only fills up a device's share."""
         self.pending = True
         super().manual_backward(loss if self.row_counts else 0 * loss, *args, **kwargs)
 
     def take_step(self, sums: StepSums) -> None:
         """Sum the gradients over devices, clip, check, and step. Call it only with a gradient: momentum and weight
-        decay alone must not move the policy.
-
-        Raises Apart where the devices of the run no longer have the same weights.
-        """
+        decay alone must not move the policy. Raises Apart where devices no longer have the same weights."""
         if not self.dealt and self.ranks.count > 1:
             raise TypeError(
                 f"{type(self).__name__}: rows went through no `micro_batches`: every device has trained on all of them"
@@ -120,10 +111,8 @@ class Updates(LightningModule):
 
     @torch.no_grad()
     def check_weights(self) -> None:
-        """Raise NonFiniteGradient where an update has left a weight that is not finite, before such a weight is saved.
-
-        Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
-        """
+        """Raise NonFiniteGradient where an update leaves a weight that is not finite, before it is saved, and Apart
+        where devices no longer have the same weights; shares of weights cannot go apart."""
         sums = sums_of(self.trained_weights)
         self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
         if not sums.isfinite().all():

@@ -25,7 +25,6 @@ class Cost:
 
     @property
     def fits(self) -> bool:
-        """Return whether the device has that much memory."""
         return self.memory <= DEVICES[self.device].memory
 
     def __str__(self) -> str:

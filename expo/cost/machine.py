@@ -13,8 +13,6 @@ READ = 2**26  # numbers that are read to find the bandwidth: 256 MiB, more than 
 
 @dataclass(frozen=True)
 class Machine:
-    """Speed of a device: the work that it does in a second."""
-
     flops: float  # of a product of float32 matrices
     bytes: float  # read from memory, by a product of a float32 matrix with a vector
 
@@ -33,8 +31,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Device:
-    """A device as a plan needs it. What is no data sheet's is a guess on a GPU, and was measured on a CPU
-    (docs/scaling.md)."""
+    """A device as a plan needs it. What no data sheet has is guessed for a GPU, measured on a CPU (docs/scaling.md)."""
 
     name: str
     memory: float  # bytes

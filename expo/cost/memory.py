@@ -17,10 +17,8 @@ ROWS = (1024, 512, 256, 128, 64, 32)  # that may be decoded at once; the first i
 
 
 def memory(work: Work, device: Device) -> dict[str, float]:
-    """Return bytes by part at the moment that needs most: while completions are generated, or in the update.
-
-    `peak` is their sum. Parts that are there at other moments alone are left out.
-    """
+    """Return bytes by part at the moment that needs most, generating or the update, without parts that are there at
+    other moments alone. `peak` is their sum."""
     constant = held(work, device)
     moments = (generating(work), updating(work))
     most = max(moments, key=lambda parts: sum(parts.values()))
@@ -63,8 +61,8 @@ def generating(work: Work) -> dict[str, float]:
     """Return the bytes allocated while completions are generated, by part."""
     s = work.shape
     engines = engine(work) if not work.elsewhere else {}
-    rows = work.rows if work.in_place else 0
-    casts = work.casts if work.in_place else 0.0
+    rows = work.rows if work.cfg.rollout.in_place else 0
+    casts = work.casts if work.cfg.rollout.in_place else 0.0
     full_copy = work.stored * s.parameters if work.sharded > 1 else 0.0
     return {
         "a whole copy to generate with": float(full_copy),
@@ -79,10 +77,10 @@ def engine(work: Work, asleep: bool = False) -> dict[str, float]:
     """Return the bytes of the engines' own weights and caches. Args: asleep, whether the one that can sleep does."""
     s, cfg = work.shape, work.cfg
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
-    rows = work.rows if work.in_place else cfg.rollout.at_once
+    rows = work.rows if work.cfg.rollout.in_place else cfg.rollout.at_once
     cache = float(rows * longest * s.layers * 2 * s.kv_width * work.engine_bytes)
     awake = work.engines_beside + (0 if asleep else 1)
-    if work.in_place:  # the trainer's own weights
+    if work.cfg.rollout.in_place:  # the trainer's own weights
         return {"weights": 0.0, "cache": awake * cache}
     return {"weights": float(awake * work.engine_bytes * s.parameters), "cache": awake * cache}
 
@@ -112,7 +110,7 @@ def updating(work: Work) -> dict[str, float]:
         several = work.rollouts + work.positives > micro
         last = (1 + several) * each * s.head - casts - activations - logits
         gradients += max(several * each * s.head, last)
-    engines = {} if work.elsewhere or work.in_place else engine(work, asleep=work.sleeps)
+    engines = {} if work.elsewhere or work.cfg.rollout.in_place else engine(work, asleep=work.sleeps)
     return {
         "gradients": gradients,
         "the engines' weights": engines.get("weights", 0.0),

@@ -26,8 +26,7 @@ FIRST_LEVEL = 100  # problems that the ladder's first level has of any split; it
 
 
 def problems_of(data: DatasetConf, split: str, levels: list[Any], limit: int | None) -> tuple[int | None, bool]:
-    """Return how many problems of a split a run takes at most, None where nothing tells, and whether it is just so
-    many."""
+    """Return how many problems of a split a run takes at most, None where nothing tells, and whether that is exact."""
     if isinstance(data, GeneratedConf):
         of = levels or data.known_levels
         few = data.is_ladder and 1 in of and (limit or 0) > FIRST_LEVEL
@@ -48,30 +47,25 @@ class Work:
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
-        """Return the run of a config, on as many devices as it says or as are given. Raises OSError where the config of
-        its model cannot be read."""
+        """Return the run on as many devices as given, or as its config says. Raises OSError without the model's."""
         if devices is not None:
             cfg = replace(cfg, trainer=replace(cfg.trainer, devices=devices, num_nodes=1))
         return cls(cfg, shape(cfg.model.path), cfg.trainer.devices * cfg.trainer.num_nodes)
 
     @property
     def prompt(self) -> int:
-        """Return the tokens of a prompt."""
         return self.cfg.plan.prompt_tokens or self.cfg.rollout.max_prompt_tokens
 
     @property
     def completion(self) -> int:
-        """Return the tokens of a completion."""
         return self.cfg.plan.completion_tokens or self.cfg.rollout.max_completion_tokens
 
     @property
     def groups(self) -> int:
-        """Return the groups of rollouts of a step."""
         return self.cfg.trainer.problems_per_step if self.cfg.algorithm.group_size else 0
 
     @property
     def rollouts(self) -> int:
-        """Return the rollouts of a step."""
         return self.groups * self.cfg.algorithm.group_size
 
     @property
@@ -150,7 +144,6 @@ class Work:
 
     @property
     def evaluations(self) -> int:
-        """Return the evaluations of the run."""
         every = self.cfg.evaluation.every
         return 1 + self.cfg.evaluation.first + ((self.cfg.trainer.max_steps - 1) // every if every else 0)
 
@@ -162,13 +155,11 @@ class Work:
 
     @property
     def trained(self) -> int:
-        """Return the parameters that are trained."""
         rank = self.cfg.model.lora_rank
         return rank * self.shape.linear_sides if rank else self.shape.parameters
 
     @property
     def sharded(self) -> int:
-        """Return the number of devices over which the weights are sharded."""
         return self.devices if self.cfg.trainer.strategy == "fsdp" else 1
 
     @property
@@ -207,25 +198,20 @@ class Work:
         return "bfloat16" if half else "float32"
 
     @property
-    def in_place(self) -> bool:
-        """Return whether transformers generates, on the trainer's own weights."""
-        return self.cfg.rollout.in_place
-
-    @property
     def engine_format(self) -> str:
-        """Return the number format in which the engine computes."""
         named = getattr(self.cfg.rollout, "dtype", None)
         return self.computed if named is None else "float32" if named == "float32" else "bfloat16"
 
     @property
     def engine_bytes(self) -> int:
-        """Return the bytes of a number of the engine's weights and cache."""
         return 4 if self.engine_format == "float32" else 2
 
     @property
     def read_bytes(self) -> int:
         """Return the bytes per weight that a step of decoding moves. Autocast keeps casts of trained weights alone."""
-        cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
+        cast_anew = (
+            self.cfg.rollout.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
+        )
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
     @property
@@ -244,7 +230,7 @@ class Work:
     def sleeps(self) -> bool:
         """Return whether the engine leaves the device in the update: in place, or vLLM in the GPU trainer's process."""
         beside = getattr(self.cfg.rollout, "separate", False)
-        return self.in_place or not (beside or self.cfg.trainer.accelerator == "cpu")
+        return self.cfg.rollout.in_place or not (beside or self.cfg.trainer.accelerator == "cpu")
 
     @property
     def elsewhere(self) -> bool:
@@ -254,7 +240,7 @@ class Work:
     @property
     def engines_beside(self) -> int:
         """Return the engines of vLLM for a frozen model. They do not sleep."""
-        if self.in_place:
+        if self.cfg.rollout.in_place:
             return 0
         cfg = self.cfg
         writers = {cfg.hints.writer, None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer}
@@ -279,6 +265,5 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Return the rows that a device decodes at once."""
         own = max(math.ceil(n * self.share) for n in (self.rollouts, self.written, 1))
         return min(self.cfg.rollout.at_once, max(own, math.ceil(self.sampled / self.devices)))

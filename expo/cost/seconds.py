@@ -11,7 +11,6 @@ SAMPLED_BYTES = 40  # per logit: what sampling by inversion reads and writes
 
 
 def seconds(work: Work, device: Device) -> dict[str, float]:
-    """Return the seconds of each part of a step."""
     cfg = work.cfg
     written = decoding(work, device, work.written, work.written)
     if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
@@ -29,7 +28,6 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
 
 
 def run_seconds(work: Work, device: Device) -> float:
-    """Return the seconds of the whole run, with its evaluations."""
     problems = work.sampled // max(1, work.cfg.evaluation.samples or max(work.cfg.k))
     evaluation = decoding(work, device, work.sampled, problems)
     return work.cfg.trainer.max_steps * sum(seconds(work, device).values()) + work.evaluations * evaluation
@@ -42,13 +40,11 @@ def tokens(work: Work) -> float:
 
 
 def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
-    """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
-
-    Each token of a batch takes launches, reads of all weights and of the cache, and products, one after the other.
-    """
+    """Return the seconds of generating so many rows behind so many prompts, on the busiest device. Each token of a
+    batch takes launches, reads of all weights and of the cache, and products, one after the other."""
     if not rows:
         return 0.0
-    s, engine = work.shape, "transformers" if work.in_place else "vllm"
+    s, engine = work.shape, "transformers" if work.cfg.rollout.in_place else "vllm"
     own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
     batches = math.ceil(own / work.cfg.rollout.at_once)
     at_once = own / batches
@@ -84,7 +80,6 @@ def update(work: Work, device: Device) -> float:
 
 
 def update_flops(work: Work) -> float:
-    """Return the FLOPs of the passes of one update."""
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
@@ -105,6 +100,6 @@ def sync(work: Work, device: Device) -> float:
     """Return the seconds until the engine has the new weights."""
     size = work.shape.parameters * work.stored
     gathered = (1 - 1 / work.sharded) * size / link(work, device)
-    if work.in_place:
+    if work.cfg.rollout.in_place:
         return gathered
     return gathered + 4 * size / device.bandwidth  # read and written, summed on both sides

@@ -41,7 +41,6 @@ def shape(path: str) -> Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """Return the shape of a model of this config."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **NO_CODE)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

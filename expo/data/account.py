@@ -77,8 +77,6 @@ class Part:
 
 @dataclass
 class Account:
-    """The account of one command's data, as `data.json` keeps it."""
-
     sources: list[Source]
     parts: dict[str, Part] = field(default_factory=dict)
     asked_in_held_out: int = 0
@@ -90,7 +88,6 @@ class Account:
         return asdict(self)
 
     def show(self) -> None:
-        """Print the account of the rows that were read; generated data has none."""
         if self.sources:
             Console().print(self.table(), markup=False)
 

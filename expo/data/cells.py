@@ -13,8 +13,7 @@ _NEEDED = object()
 
 
 def value_at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return a row's value in a column or at a path, `reward_model.ground_truth`; "" is no column of any row. Raises
-    KeyError without a default."""
+    """Return the value in a column or at a path (`a.b`); "" is no row's. Raises KeyError without a default."""
     if column and column in row:
         return row[column]
     value: Any = row if column else None

@@ -104,11 +104,8 @@ _WITH_WORDS = ("date", "time", "number", "quantity", "percentage", "money", "jso
 
 
 def number_in_sentence(p: Problem) -> str | None:
-    r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
-
-    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with
-    LaTeX is none: "6 \text{ PM}", a matrix.
-    """
+    r"""Return the last number of an answer that is plain words around numbers: at least two words, or a mark that
+    announces the answer (`answer: 72`, `#### 72`); None for any other, as one with LaTeX: "6 \text{ PM}", a matrix."""
     plain = re.sub(r"\\[$%]", "", p.answer)
     if "\\" in plain or p.kind not in ("auto", "words") or kind_for(p.answer, p.kind).name in _WITH_WORDS:
         return None

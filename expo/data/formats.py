@@ -49,8 +49,6 @@ class GSM8K(Reader):
 
 
 class Columns(Reader):
-    """Any data set with a question and an answer column."""
-
     conf: TableConf
     oracle: Callable[[str, str], Steps] | None = None
 

@@ -27,10 +27,8 @@ AT_ONCE = 4096  # rows that are judged before the next are
 
 
 class Reader:
-    """A data set, as `expo.config.DatasetConf` describes it; subclasses turn one row into a Problem.
-
-    `train()` and `evaluation()` share no problem: see `dataset.eval_path`. `sources` tells what became of the rows.
-    """
+    """A data set, see `expo.config.DatasetConf`; subclasses turn one row into a Problem. `train()` and `evaluation()`
+    share no problem: see `dataset.eval_path`. `sources` tells what became of the rows."""
 
     conf: DatasetConf
 
@@ -144,11 +142,9 @@ class Reader:
 
     @property
     def takes_sentences(self) -> bool:
-        """Return whether a sentence is a valid answer."""
         return False
 
     def account(self) -> Account:
-        """Return the account of the rows read so far."""
         return Account(list(self.sources), asked_in_held_out=self.asked_in_held_out)
 
     @property
@@ -192,7 +188,8 @@ class Reader:
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
-        self._try_judge([problem for _, problem in usable[:1]])
+        if usable:
+            self._try_judge(usable[0][1])
         used = []
         for start in range(0, len(usable), AT_ONCE):
             part = usable[start : start + AT_ONCE]
@@ -219,18 +216,17 @@ class Reader:
             return ""
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
-    def _try_judge(self, problems: Sequence[Problem]) -> None:
+    def _try_judge(self, problem: Problem) -> None:
         """Ask a judge of one's own about the answer of the first row. Raises UserError where it raises: it is broken,
         and would call every answer unparseable."""
         judge = self.verifier.judge
         if not isinstance(judge, ByFunction) or judge.accepts_itself:  # then each row is asked
             return
-        for problem in problems:
-            judging = self.verifier.submit(self.verifier.extraction.stated(problem.answer), problem)
-            judging.result()
-            if judging.raised:
-                why = f"raised {judging.raised} on a row's own answer, {problem.answer!r:.60}"
-                raise UserError(f"verifier.function={judge.conf.function}: {why}; mend it")
+        judging = self.verifier.submit(self.verifier.extraction.stated(problem.answer), problem)
+        judging.result()
+        if judging.raised:
+            why = f"raised {judging.raised} on a row's own answer, {problem.answer!r:.60}"
+            raise UserError(f"verifier.function={judge.conf.function}: {why}; mend it")
 
     def _ends_in_answer(self, problem: Problem) -> Problem:
         """Return a problem whose solution ends in its answer, where the verifier reads it."""

@@ -168,7 +168,6 @@ def _named(task: str, name: str) -> list[str]:
 
 
 def _numbers(task: str) -> list[str]:
-    """Return the settings of a task whose value is a whole number."""
     config = DATASETS[task][1]()
     return [name for name in _settings_of(task) if type(getattr(config, name)) is int]
 

@@ -47,7 +47,6 @@ class Evaluator:
     validation: Sequence[Problem] = ()  # by which a checkpoint is chosen
 
     def evaluate(self, engine: Engine) -> Evaluation:
-        """Sample, verify and count."""
         rows, tally = self._rows(engine, self.sampling, self.samples), Tally(self.samples)
         tally.add(rows)
         return Evaluation(rows, tally.metrics(self.k))
@@ -58,11 +57,9 @@ class Evaluator:
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, code: str, fresh: bool = False) -> Tally:
-        """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
-
-        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill. Args:
-        code, a mark of the code that judges; parts of another are made again.
-        """
+        """Evaluate part by part, so that memory stays flat, and write all rows to `path`. Parts are kept beside it
+        until then, and not made again unless `fresh`, or judged by other `code`: the same command goes on after a
+        kill."""
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for other in path.parent.glob(f".{path.stem}-*.parquet"):
             if not other.name.startswith(f".{path.stem}-{code}-"):
@@ -96,11 +93,11 @@ class Evaluator:
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problem for problem in problems for _ in range(n)]
-        judged = self.verifier.score(texts, owners)
-        verdicts = [verdict for verdict, _ in judged]
         rollouts = [
             Rollout(p, text, verdict, len(c.ids), c.truncated, 0, score)
-            for p, text, (verdict, score), c in zip(owners, texts, judged, completions, strict=True)
+            for p, text, (verdict, score), c in zip(
+                owners, texts, self.verifier.score(texts, owners), completions, strict=True
+            )
         ]
         rewards = rewards_of(self.reward, rollouts) if self.reward is not None else [None] * len(texts)
         return [
@@ -111,16 +108,14 @@ class Evaluator:
                 "question": p.question,
                 "answer": p.answer,
                 "sample": i % n,
-                "completion": text,
-                "final": self.verifier.extraction.of(text),
-                "verdict": verdict.value,
-                "tokens": len(c.ids),
-                "truncated": c.truncated,
+                "completion": r.text,
+                "final": self.verifier.extraction.of(r.text),
+                "verdict": r.verdict.value,
+                "tokens": r.tokens,
+                "truncated": r.truncated,
                 "logp": sum(c.logp),
                 **({} if self.reward is None else {"reward": reward}),
-                **({"sound": verdict is Verdict.CORRECT and p.oracle(p.question, text).sound} if p.oracle else {}),
+                **({"sound": r.verdict is Verdict.CORRECT and p.oracle(p.question, r.text).sound} if p.oracle else {}),
             }
-            for i, (p, text, verdict, c, reward) in enumerate(
-                zip(owners, texts, verdicts, completions, rewards, strict=True)
-            )
+            for i, (p, r, c, reward) in enumerate(zip(owners, rollouts, completions, rewards, strict=True))
         ]

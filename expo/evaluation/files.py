@@ -38,7 +38,6 @@ def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dic
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    """Join parts into one file, with one of them in memory at a time, and remove them."""
     schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
     with beside(path) as partial, pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for part in parts:

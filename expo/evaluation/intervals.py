@@ -32,7 +32,6 @@ class Spread:
 
     @property
     def reach(self) -> float:
-        """Return the half-width of the interval."""
         return max(float(np.hypot(self.of_seeds, self.of_problems)), self.least)
 
 
@@ -71,11 +70,9 @@ def _variance(apart: np.ndarray) -> float:
 
 
 def _freedom(apart: np.ndarray) -> float:
-    """Return the degrees of freedom of a variance estimated from values `[N]` of mean 0, whatever their distribution.
-
-    2 V² / Var(V) with the fourth moment (Kenney, Keeping 1951): N - 1 for normal values, few where few values are all
-    that varies.
-    """
+    """Return the degrees of freedom of a variance estimated from values `[N]` of mean 0, of any distribution: 2 V² /
+    Var(V) with the fourth moment (Kenney, Keeping 1951). N - 1 for normal values, few where few values are all that
+    varies."""
     count, squares = len(apart), float(np.square(apart).mean())
     excess = max(float(np.square(np.square(apart)).mean()) / squares**2 - 3, 0.0) if squares**2 else 0.0
     return 2 / (excess / count + 2 / max(count - 1, 1))

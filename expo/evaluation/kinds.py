@@ -41,7 +41,6 @@ def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[f
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
-    """Return at most `count` problems of each level, in order."""
     taken: dict[int | str | None, int] = defaultdict(int)
     chosen = []
     for problem in problems:
@@ -63,10 +62,7 @@ def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -
 def cell(
     rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
-    """Return mean and 95 % interval over problems, of a kind or of its difference to `less` on problems of both.
-
-    None where nothing was measured.
-    """
+    """Return mean and 95 % interval over problems of a kind, or of its difference to `less`; None without any."""
     values = by_problem(rows, kind, level, column)
     if less is not None:
         other = by_problem(rows, less, level, column)
@@ -132,10 +128,8 @@ PROPERTIES = (
 
 
 def summarize(rows: Samples) -> dict[str, float]:
-    """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
-
-    `self_explanation-<kind>/…` is the difference on the problems of both: some have no wrong-answer control, say.
-    """
+    """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, with `_lo` and `_hi`; `self_explanation-<kind>/…` is the
+    difference on the problems of both: some have no wrong-answer control, say."""
     others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
     metrics: dict[str, float] = {}
     for label, kind, less in [*((kind, kind, None) for kind in KINDS), *others]:

@@ -33,10 +33,8 @@ OPENER = build_opener(_NoRedirect)
 def judge_steps(
     conf: JudgeConf, prompts: Prompts, problems: Sequence[Problem], completions: Sequence[str]
 ) -> tuple[list[float | None], int]:
-    """Return each completion's share of right steps, None without such a reply; and how many replies did not come.
-
-    Raises UserError where the endpoint refuses the first of them; a later failure costs that one answer only.
-    """
+    """Return each completion's share of right steps, None without such a reply, and how many replies did not come.
+    Raises UserError where the endpoint refuses the first; a later failure costs that one answer only."""
     shares: list[float | None] = []
     failed = 0
     for problem, completion in zip(problems, completions, strict=True):

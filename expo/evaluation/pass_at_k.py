@@ -6,10 +6,8 @@ import numpy as np
 
 
 def pass_at_k(samples: int, correct: Sequence[int], k: int) -> np.ndarray:
-    """Return 1 - C(n - c, k) / C(n, k) for each problem: `[P]` (Chen et al. 2021, arXiv 2107.03374, eq. 1).
-
-    Args: samples n per problem; correct, c for each problem; k <= n. Computed as a product, which does not overflow.
-    """
+    """Return 1 - C(n - c, k) / C(n, k) for each problem: `[P]` (Chen et al. 2021, arXiv 2107.03374, eq. 1), as a
+    product, which does not overflow. Args: samples n per problem; correct, c for each problem; k <= n."""
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs 1 <= k <= {samples} samples")
     wrong = samples - np.asarray(correct)[:, None]  # [P, 1]

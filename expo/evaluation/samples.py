@@ -26,16 +26,13 @@ STREAMS = ("own", "self_explanation", "wrong_answer", "shuffled_answer")  # of n
 def sample(
     problems: list[Problem], engine: Engine, tools: Tools, samples: int, controls: Sequence[str] = ("wrong_answer",)
 ) -> Samples:
-    """Return completions of every kind, verified: those of controls against the answer that they were shown.
-
-    Args: controls, which of CONTROLS are explained.
-    """
+    """Return completions of every kind, verified, those of controls against the answer that they were shown."""
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
     rows = _rows("own", [(i, p) for i, p in enumerate(problems) for _ in range(samples)], own_samples, tools)
     verdicts = _verify(rows, tools)
-    others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
+    others = [_expert(i, p, tools) for i, p in enumerate(problems) if p.solution is not None]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
     groups = {
         i: Group(problems[i], prompts[i], own_samples[s], [row["completion"] for row in rows[s]], verdicts[s], [])
@@ -106,10 +103,8 @@ def add_measures(rows: Samples, problems: list[Problem], scorer: Scorer) -> None
 
 
 def check_steps(rows: Samples, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Samples) -> int:
-    """Add the share of right steps: exact by the data's oracle (in the policy's own style), by a judge, or None.
-
-    Args: earlier, rows of the same run that may be judged already. Returns how many the judge did not answer.
-    """
+    """Add the share of right steps: by the data's oracle (in the policy's own style), by a judge, or None. Returns how
+    many the judge did not answer. Args: earlier, rows of the same run that may be judged already."""
     shares: list[float | None] = [None] * len(rows)
     failed = 0
     if oracle := problems[0].oracle:

@@ -19,8 +19,6 @@ Row = Mapping[str, Any]  # a completion with its verdict, as in completions.parq
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts of a problem's samples."""
-
     level: int | str | None
     subject: str | None
     right: int
@@ -70,11 +68,8 @@ class Tally:
         return metrics
 
     def sampling_metrics(self, greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
-        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, overall, by level and by
-        subject, each also with `_lo` and `_hi`; and pass@k by subject.
-
-        Args: greedy, one completion of each problem, or none.
-        """
+        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, in all, by level and by subject,
+        each with `_lo` and `_hi`; and pass@k by subject. Args: greedy, one completion of each problem, or none."""
         right = {row["problem"]: float(_right(row)) for row in greedy}
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
@@ -104,7 +99,6 @@ class Tally:
 
 
 def _named(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return the mean of shares and the ends of its interval."""
     shares = np.asarray(values, dtype=float)
     low, high = intervals.of_share(shares)
     return {name: float(shares.mean()), f"{name}_lo": low, f"{name}_hi": high}

@@ -23,12 +23,9 @@ ORDER = {"summary.json": 0, "config.yaml": 1, "checkpoints": 2}
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside a file, and move the file written there into its place: a reader never sees half of
-    it.
-
-    A link that stands in the file's place is replaced, and what it points to stays as it is. Raises UserError where
-    something else is in its place, such as a folder or /dev/null.
-    """
+    """Give a temporary path, and move the file written there into its place: no reader sees half of it. A link in its
+    place is replaced, and not followed. Raises UserError where something else is there, such as a folder or
+    /dev/null."""
     if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
         raise UserError(f"{path}: is there, and no file; remove it, or give another place")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +47,8 @@ def remove(path: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Remove all that a run directory holds but its lock: set aside first, so that a kill leaves no half of a run.
-
-    The directory itself may be a link, as of a run on another disk. Raises UserError where it is one to anything but a
-    run, or where something stays.
-    """
+    """Remove all that a run directory, or a link to one, holds but its lock: set aside first, so that a kill leaves no
+    half of a run. Raises UserError for a link to anything but a run, and where something stays."""
     if directory.is_symlink() and not (directory / "config.yaml").is_file() and any(directory.iterdir()):
         raise UserError(f"{directory}: a link to what is no run directory; nothing there is removed: remove the link")
     aside = directory / ASIDE
@@ -87,8 +81,7 @@ def sweep(directory: Path) -> None:
 
 
 def check_links(directory: Path) -> None:
-    """Raise UserError where something in a run directory leads out of it: what a run writes there would be written
-    elsewhere."""
+    """Raise UserError where a link in a run directory leads out of it: what a run writes would be written elsewhere."""
     inside = os.path.realpath(directory)
     for folder, folders, files in os.walk(directory):
         for path in (os.path.join(folder, name) for name in (*folders, *files)):
@@ -104,11 +97,8 @@ def check_links(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
-    """Lock a file within the context; a process that inherits the open file keeps the lock, too.
-
-    Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError
-    for a lock file that is none.
-    """
+    """Lock a file within the context; a process that inherits the open file keeps the lock. Args: waiting, what to say
+    where another has it, and wait; None: give None at once. Raises UserError for a lock file that is none."""
     while True:
         if waiting is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """An exact check of the steps of a completion."""
-
     share: float  # of the steps that are right
     sound: bool  # every step is right, and the answer follows
 

@@ -36,7 +36,6 @@ class Ranks:
         return self.rank == 0
 
     def own(self, items: Sequence[T]) -> list[T]:
-        """Return this process's share: every `count`-th item."""
         return list(items[self.rank :: self.count])
 
     def whole(self, results: Sequence[T]) -> list[T]:
@@ -118,8 +117,7 @@ def is_rank() -> bool:
 
 
 def is_watched() -> bool:
-    """Return whether the processes of this run are watched over by expo, which has the run's lock and tells why one has
-    ended."""
+    """Return whether expo watches over the run's processes: it has the run's lock, and tells why one has ended."""
     return MEETING in os.environ
 
 

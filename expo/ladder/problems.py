@@ -123,7 +123,6 @@ def boxed_text(results: list[int]) -> str:
 
 
 def step_text(i: int, p: LadderPart, meaning: str, result: int, verbose: bool = False) -> str:
-    """Return one part of a chain of thought in the policy's own style."""
     if not verbose:
         return f"({i}) {p.x} {p.known} {p.y} = {p.value} {meaning} {p.z} = {result} ;"
     asked, first = f"{p.x} {p.known} {p.y} {p.symbol} {p.z}", f"{p.x} {p.known} {p.y} = {p.value}"
@@ -131,7 +130,6 @@ def step_text(i: int, p: LadderPart, meaning: str, result: int, verbose: bool = 
 
 
 def cot_text(parts: list[LadderPart], meanings: list[str], verbose: bool = False) -> str:
-    """Return a chain of thought in the policy's own style, with the given reading of each symbol."""
     results = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     return chain_text(parts, meanings, results, results, verbose)
 
@@ -139,7 +137,6 @@ def cot_text(parts: list[LadderPart], meanings: list[str], verbose: bool = False
 def chain_text(
     parts: list[LadderPart], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
 ) -> str:
-    """Write a chain of steps with the given results, and the given final statement."""
     steps = [
         step_text(i, p, m, r, verbose) for i, (p, m, r) in enumerate(zip(parts, meanings, written, strict=True), 1)
     ]
@@ -217,16 +214,12 @@ class StepCheck:
 
 
 def oracle(question: str, completion: str) -> Steps:
-    """Check the steps of a completion: two of each part."""
     check = check_steps(question, completion)
     return Steps((check.arithmetic + check.meanings) / 2, check.sound)
 
 
 def check_steps(question: str, completion: str) -> StepCheck:
-    """Check exactly the steps of a completion in the policy's own style (an oracle that most data lacks).
-
-    The answer may also stand before the steps.
-    """
+    """Check exactly the steps of a completion in the policy's own style; the answer may also stand before the steps."""
     parts, start = parse_question(question), r"\boxed{("
     chain, _, stated = completion.rpartition(start) if start in completion else (completion, "", "")
     rows = [row.split() for row in chain.rpartition(")} ;")[2].split(";")]

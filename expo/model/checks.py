@@ -17,8 +17,7 @@ BY_LENGTH = ("dynamic", "longrope")
 
 
 def check_scoring(model: PreTrainedModel, path: str) -> None:
-    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be
-    silently wrong."""
+    """Refuse an architecture that scales or caps logits after the head: scores by the head alone would be wrong."""
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     causal = causal_lm(model)
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()
@@ -40,10 +39,8 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
 
 @torch.no_grad()
 def check_bits(model: nn.Module, path: str) -> None:
-    """Refuse weights in 4 bits that bitsandbytes does not give back as they were, up to rounding.
-
-    On a CPU its 0.50 mixes the scales up in rows whose length is no multiple of 64, without a word.
-    """
+    """Refuse weights in 4 bits that bitsandbytes does not give back, up to rounding. On a CPU its 0.50 mixes the scales
+    up in rows whose length is no multiple of 64, without a word."""
     held = [(p.device, state) for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
     shapes = {(tuple(state.shape), device) for device, state in held}
     for shape, device in sorted(shapes, key=str):
@@ -57,11 +54,8 @@ def check_bits(model: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = False) -> bool:
-    """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one.
-
-    An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have
-    to be close, and have to stay what they are when the other rows hold other tokens.
-    """
+    """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one, also
+    beside rows of other tokens. An architecture that takes no positions, or no mask, may ignore them without a word."""
     device, pairs = next(model.parameters()).device, []
     try:
         with in_evaluation(model):
@@ -114,11 +108,9 @@ def check_packing(model: nn.Module, path: str) -> None:
 
 
 def row_limit(model: PreTrainedModel) -> int | None:
-    """Return the most tokens of prompt and completion that a model has room for; None for no limit.
-
-    By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length.
-    So that no row's score depends on its neighbours, none may pass it.
-    """
+    """Return the most tokens of prompt and completion that a model has room for; None for no limit. By `dynamic` and
+    `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length: none may pass
+    it."""
     conf = model.config.get_text_config()
     rope = getattr(conf, "rope_parameters", None) or {}
     kinds = [r for r in rope.values() if isinstance(r, dict)] or [rope]  # some have one for each kind of layer
@@ -130,7 +122,6 @@ def row_limit(model: PreTrainedModel) -> int | None:
 
 
 def rounding(model: nn.Module) -> float:
-    """Return by how many nats a score may differ through the number format alone: in bf16 a logit of 20 has steps of
-    1/8."""
+    """Return how many nats a score may be off by the number format alone: in bf16 a logit of 20 has steps of 1/8."""
     dtype = getattr(causal_lm(model), "compute_dtype", None) or next(model.parameters()).dtype
     return 1e-4 if dtype == torch.float32 else 0.5

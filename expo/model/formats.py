@@ -8,8 +8,7 @@ from torch.nn.functional import linear
 
 
 class Float32Head(nn.Linear):
-    """An output head that computes logits in float32, whatever the format of its weights and of the layers before
-    it."""
+    """An output head that computes logits in float32, whatever the format of its weights and of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -17,10 +16,8 @@ class Float32Head(nn.Linear):
 
 
 def with_float32_head(model: Any) -> Any:
-    """Make a model's head compute in float32. Raises TypeError for a head that is no plain linear layer.
-
-    The head becomes of another class, where it stands: its weights, ties and names stay what they are, in copies too.
-    """
+    """Make a model's head compute in float32, as another class where it stands: weights, ties and names stay, in copies
+    too. Raises TypeError for a head that is no plain linear layer."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise TypeError(f"its head is a {type(head).__name__}, no linear layer")
@@ -29,11 +26,7 @@ def with_float32_head(model: Any) -> Any:
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Return transformers' settings of linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv
-    2305.14314).
-
-    Args: dtype, in which they are multiplied.
-    """
+    """Return transformers' settings of NF4 with doubly rounded scales (QLoRA, 2305.14314). Args: dtype, of products."""
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -41,8 +34,7 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 
 def steady(model: Any) -> Any:
-    """Keep bitsandbytes from packing weights again in evaluation on a CPU: it rounds their scales, which changes the
-    model."""
+    """Keep bitsandbytes from packing weights again in evaluation on a CPU: it rounds their scales."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -50,7 +42,6 @@ def steady(model: Any) -> Any:
 
 
 def in_4bit(model: Any) -> bool:
-    """Return whether a model's linear layers are held in 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 

@@ -22,11 +22,8 @@ def where(source: str) -> dict[str, str]:
 
 
 def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return the model of a file with plain weights, and the names of those that the file lacks.
-
-    Its config says as `expo_gguf` from which file it is, and how that was rounded. Args: path, as it is to be found
-    again.
-    """
+    """Return the model of a file with plain weights, and the names of those that it lacks. Its config says as
+    `expo_gguf` from which file it is, and how rounded. Args: path, as it is to be found again."""
     from transformers import GgufConfig
 
     source = located(path)
@@ -43,8 +40,7 @@ def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 def split_as_trained(tokenizer: Any, source: str) -> None:
-    """Let a file's tokenizer split text as the file says, where transformers passes over that: else `\n\n1` has other
-    tokens."""
+    """Split text as the file says, where transformers passes over that: else `\n\n1` has other tokens."""
     if _field(source, "tokenizer.ggml.pre") in ("smollm", "starcoder"):
         digits, gpt2 = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2])
@@ -60,7 +56,6 @@ def rounding(source: str) -> str:
 
 
 def _field(source: str, name: str) -> Any:
-    """Read a field of a file by name; None where the file has none."""
     import gguf
 
     field = gguf.GGUFReader(str(Path(source).absolute())).get_field(name)

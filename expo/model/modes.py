@@ -21,24 +21,19 @@ def causal_lm(model: Any) -> Any:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: then `expo.rollout.sharded` has given the
-    model a `score_tokens`."""
+    """Return whether this device holds a share of the weights: `expo.rollout.sharded` gave the model `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 
 def compute_in(model: nn.Module, precision: str) -> None:
-    """Set the number format in which a model and its later copies compute, by `trainer.precision`. The weights keep
-    theirs."""
+    """Set the format in which a model and its later copies compute, by `trainer.precision`. The weights keep theirs."""
     causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 @contextmanager
 def computing(model: nn.Module) -> Iterator[None]:
-    """Compute within the context in the number format that `compute_in` has set for the model: one for rollouts, scores
-    and evaluations.
-
-    Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
-    """
+    """Compute within the context in the number format that `compute_in` has set: one for rollouts, scores, evaluations.
+    Autocast keeps its casts of the weights no longer than the context: an update in between is seen."""
     causal = causal_lm(model)
     dtype, device = getattr(causal, "compute_dtype", None), next(model.parameters()).device.type
     # Casts of sharded weights would keep all layers in memory, where one is gathered at a time.
@@ -48,8 +43,7 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_autocast(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context; not for a frozen model with weights in two
-    formats."""
+    """Compute in the format of the weights within the context; not for a frozen model with weights in two formats."""
     causal = causal_lm(model)
     dtype = getattr(causal, "compute_dtype", None)
     if len({p.dtype for p in causal.parameters()}) == 1:
@@ -78,11 +72,9 @@ def as_initial(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch every dropout of a model off, in modules and in the numbers that attention layers hold.
-
-    The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated
-    has another ratio than 1, and a KL to itself.
-    """
+    """Switch every dropout of a model off, in modules and in the numbers that attention layers hold, but not training
+    mode: gradient checkpointing needs it. With dropout, a policy not yet updated has another ratio than 1, and a KL to
+    itself."""
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
         rates = {n: rate for n in names if isinstance(rate := getattr(module, n), float) and rate}
@@ -91,8 +83,7 @@ def without_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch on, within the context, the dropout that `without_dropout` has switched off. Raises UserError where there
-    is none."""
+    """Switch the dropout on, in the context, that `without_dropout` has switched off. Raises UserError without any."""
     rates = [(vars(module), vars(module)[DROPOUT_RATES]) for module in model.modules() if DROPOUT_RATES in vars(module)]
     if not rates:
         raise UserError(
@@ -114,12 +105,9 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def cast_frozen_linears(model: PreTrainedModel) -> PreTrainedModel:
-    """Cast a model's frozen `nn.Linear` weights, in place, to the format of autocast, which would cast them anew for
-    each token. Return the model.
-
-    Its outputs stay the same to the bit; the weights are rounded: do not train from them, nor save them. A head that is
-    tied to the embedding, and norms, keep their format.
-    """
+    """Cast a model's frozen `nn.Linear` weights, in place, to the format of autocast, which would cast them for each
+    token. Return the model: its outputs stay the same to the bit, but do not train from it, nor save it. A head tied to
+    the embedding, and norms, keep their format."""
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):
         for module in causal.modules():
@@ -142,10 +130,7 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 @contextmanager
 def as_it_began(policy: nn.Module, initial_model: nn.Module | None) -> Iterator[None]:
     """Give a policy the initial weights within the context; its own come back to the bit. Args: initial_model, the same
-    model loaded anew.
-
-    Of several devices the first one has it, and the others None.
-    """
+    model loaded anew; of several devices the first has it, the others None."""
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     trained = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
     initial = dict(initial_model.named_parameters()) if initial_model else {}

@@ -30,10 +30,8 @@ ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bi
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer by hub id, local folder, GGUF file, `ladder`, or the name of a packaged model.
-
-    Raises UserError where there is none, or where its weights are not whole: what a file lacks, transformers makes up.
-    """
+    """Load a causal LM and its tokenizer by hub id, folder, GGUF file, `ladder`, or a packaged model's name. Raises
+    UserError where there is none, or weights are lacking: transformers makes them up."""
     path = conf.path
     source = located(path)
     options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention, **NO_CODE}
@@ -75,7 +73,6 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub id, local folder or GGUF file."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         **gguf_file.where(source), revision=revision, **NO_CODE
     )
@@ -106,7 +103,6 @@ PLAIN = (
 
 
 def not_loaded(path: str, error: Exception) -> UserError:
-    """Return the error for a model that transformers does not load."""
     if "trust_remote_code" in str(error):  # its advice would be to run the code
         return UserError(
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
@@ -127,9 +123,7 @@ def not_loaded(path: str, error: Exception) -> UserError:
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
     """Prepare a model for training: a LoRA adapter, gradient checkpointing and a head in float32, as the config says.
-
-    Raises UserError where it cannot be made so.
-    """
+    Raises UserError where it cannot be made so."""
     if conf.float32_head:
         try:
             with_float32_head(causal_lm(model))
@@ -156,12 +150,9 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 
 
 def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Load a model, its saved adapter merged where it has one. Returns the model, and the names of the weights that its
-    files lack.
-
-    A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
-    would be rounded again, the adapter stays what it is: beside them, and not trained.
-    """
+    """Load a model. Returns it, and the names of the weights that its files lack. A saved adapter is merged, so that a
+    new one, or training without one, begins from the very model that was saved; beside weights in 4 bits, which would
+    be rounded again, it stays what it is, and is not trained."""
     source = located(path)
     if is_gguf(source):
         return gguf_file.load(path, options)
@@ -193,11 +184,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
 
 @torch.no_grad()
 def _merged(adapted: Any) -> Any:
-    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that would make another
-    model.
-
-    It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
-    """
+    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that makes another
+    model: where the adapter is on one of two layers that share a weight, as embedding and head."""
     ids = torch.arange(1, 9).unsqueeze(0) % adapted.config.get_text_config().vocab_size
     before = adapted.eval()(input_ids=ids).logits.float()
     model = adapted.merge_and_unload().requires_grad_(True)
@@ -225,12 +213,8 @@ def share_weights(folder: Path) -> None:
 
 
 def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Unless `goes_on`, it cannot be used after
-    that.
-
-    An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
-    is saved.
-    """
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone, unless another adapter was merged into its
+    model: it would be loaded onto the wrong base. Unless `goes_on`, the policy cannot be used after that."""
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, copy.deepcopy(policy) if goes_on else policy).merge_and_unload()
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.
@@ -243,7 +227,6 @@ def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) ->
 
 @torch.no_grad()
 def _problem_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return what is wrong with a loaded model, None where nothing is."""
     bad = next((name for name, p in model.named_parameters() if not torch.isfinite(as_numbers(p)).all()), None)
     if bad:
         return f"{bad} has values that are no numbers (NaN or inf); take an earlier checkpoint of it"
@@ -263,6 +246,5 @@ def _problem_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def random_policy(conf: RandomTinyConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make the tiny random Qwen2 of `expo.model.small`."""
     model, tokenizer = small.random_tiny()
     return model.train(), tokenizer

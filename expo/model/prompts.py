@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo.config import PromptsConf, UserError
 from expo.config.errors import first_line
+from expo.config.prompts import SHOWS
 from expo.ground.problem import Problem
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Prompts:
-    """The prompts of the method, as templates over `{question}`, `{answer}` and others; see `expo.config.PromptsConf`.
-
-    Placeholders are replaced literally, so that LaTeX braces in templates and problems need no escaping.
-    """
+    """The prompts of the method, as templates; see `expo.config.PromptsConf`. Placeholders are replaced literally:
+    LaTeX braces in templates and problems need no escaping."""
 
     def __init__(self, conf: PromptsConf):
         self.conf = conf
@@ -35,86 +34,61 @@ class Prompts:
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
-        texts = [_fill(self.conf.solve, question=p.question) for p in problems]
+        texts = [self._text("solve", p) for p in problems]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
-        answer."""
-        texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
+        """Return token ids of `(q, a*)` for each problem: under this prompt the policy explains the known answer."""
+        texts = [self._text("explain", p) for p in problems]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
-        template, its answer. Before it stand the worked examples of `solve_ids`: the teacher sees what the student
-        does, and more."""
-        with_solution = self.conf.with_solution
-        texts = [
-            _fill(
-                self.conf.explain if p.solution is None or with_solution is None else with_solution,
-                question=p.question,
-                answer=p.answer,
-                solution=p.solution or "",
-            )
-            for p in problems
-        ]
+        """Return the prompts of a teacher that is shown each problem's solution, or without one, or a template, its
+        answer; after the worked examples of `solve_ids`, so that it sees what the student does, and more."""
+        bare = self.conf.with_solution is None
+        names = ["explain" if bare or p.solution is None else "with_solution" for p in problems]
+        texts = [self._text(name, p, solution=p.solution or "") for name, p in zip(names, problems, strict=True)]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
-        return self._ask(tokenizer, self.conf.hint or self.conf.explain, problems, "answer")
+        name = "hint" if self.conf.hint else "explain"
+        return self._ids(tokenizer, [self._text(name, p) for p in problems], problems)
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
-        """Return token ids of q with a hint, after the worked examples of `solve_ids`."""
-        shown = self._with_examples(self.conf.solve, [problem])
-        return self._ask(tokenizer, self.conf.solve_with_hint, shown, hint=[hint])[0]
+        text = self._text("solve_with_hint", problem, hint=hint)
+        return self._ids(tokenizer, [text], self._with_examples(self.conf.solve, [problem]))[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of the prompt that shows the expert's solution and asks for a hint."""
-        return self._ask(tokenizer, self.conf.hint_from_solution, problems, "answer", "solution")
+        return self._ids(tokenizer, [self._text("hint_from_solution", p) for p in problems], problems)
 
     def abstract_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], explanations: Sequence[str]
     ) -> list[list[int]]:
         """Return token ids of the prompt that shows an explanation and asks for a hint."""
-        return self._ask(tokenizer, self.conf.abstract, problems, "answer", explanation=explanations)
-
-    def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
-        """Return token ids of q with the beginning of a solution, and the request to continue it, after the worked
-        examples of `solve_ids`."""
-        shown = self._with_examples(self.conf.solve, [problem])
-        return self._ask(tokenizer, self.conf.go_on, shown, beginning=[beginning])[0]
-
-    def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
-        return self._ask(tokenizer, self.conf.paraphrase, problems, "answer", "solution")
-
-    def _ask(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        template: str | None,
-        problems: Sequence[Problem],
-        *shown: str,
-        **given: Sequence[str],
-    ) -> list[list[int]]:
-        """Return token ids of a template over questions. Args: shown, what it shows of each problem; given, more texts,
-        one for each."""
-        assert template is not None
-        of_problem = {name: [getattr(p, name) or "" for p in problems] for name in ("question", *shown)} | given
-        rows = zip(*of_problem.values(), strict=True)
-        texts = [_fill(template, **dict(zip(of_problem, row, strict=True))) for row in rows]
+        texts = [self._text("abstract", p, explanation=e) for p, e in zip(problems, explanations, strict=True)]
         return self._ids(tokenizer, texts, problems)
 
+    def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
+        """Return token ids of q after the worked examples of `solve_ids`, with a beginning to go on from."""
+        text = self._text("go_on", problem, beginning=beginning)
+        return self._ids(tokenizer, [text], self._with_examples(self.conf.solve, [problem]))[0]
+
+    def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        return self._ids(tokenizer, [self._text("paraphrase", p) for p in problems], problems)
+
     def judge_text(self, problem: Problem, completion: str) -> str:
-        """Return the prompt of a judge of steps."""
-        assert self.conf.judge is not None
-        return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
+        return self._text("judge", problem, completion=completion)
+
+    def _text(self, name: str, problem: Problem, **given: str) -> str:
+        """Return a template of the config filled in. Args: given, what it shows beside the problem."""
+        of_problem = {n: getattr(problem, n) or "" for n in SHOWS[name].split() if n not in given}
+        return _fill(getattr(self.conf, name), **of_problem, **given)
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str, before: str = "") -> list[int]:
-        """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join
-        to it."""
+        """Return the token ids of a final statement of `answer`. Args: before, text that its tokens join to it."""
         return text_ids(tokenizer, before + _fill(self.conf.final, answer=answer))
 
     @property
@@ -123,8 +97,7 @@ class Prompts:
         return self.conf.final.partition("{answer}")[0].rstrip()
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-        """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt, or
-        lacks an option."""
+        """Raise UserError where the model's chat template does not show a message just once, or lacks an option."""
         for option in self.conf.template_options:
             if option not in str(tokenizer.chat_template):
                 raise UserError(
@@ -151,7 +124,6 @@ class Prompts:
                 self._warn_of_system(self.template_system(tokenizer), path)
 
     def _warn_of_system(self, system: str, path: str) -> None:
-        """Warn once that the chat template of the model at `path` writes a system message of its own."""
         if system and system not in TOLD:
             TOLD.add(system)
             message = f"{path}: its chat template writes a system message of its own ({' '.join(system.split())})"
@@ -182,8 +154,7 @@ class Prompts:
         return space if whole.startswith(prompt) and space.isspace() and in_one != asked + bare else ""
 
     def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the
-        same."""
+        """Return each problem behind the worked examples of `prompts.examples`, but for one that asks the same."""
         if not self.conf.examples:
             return problems
         shown = []
@@ -205,8 +176,7 @@ class Prompts:
     def _ids(
         self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of the prompts whose last user message is `texts`, after the earlier messages of each
-        problem."""
+        """Return token ids of the prompts that end in the user's `texts`, after each problem's earlier messages."""
         if not texts:
             return []
         rendered = [self._rendered(tokenizer, text, p.earlier) for text, p in zip(texts, problems, strict=True)]
@@ -239,11 +209,9 @@ class Prompts:
         return text
 
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the system turn that the chat template writes where it is given none; "" where it writes none.
-
-        A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn
-        as a later one is opened, but for special tokens. Raises UserError where that is not so.
-        """
+        """Return the system turn that the chat template writes where it is given none; "" where it writes none. A
+        system message of ours shows where it begins and ends. Raises UserError where what is left does not open the
+        first user's turn as a later one is opened, but for special tokens."""
         user, system = ({"role": role, "content": PLACE} for role in ("user", "system"))
         try:
             before = self._render(tokenizer, [user]).split(PLACE)[0]
@@ -287,8 +255,7 @@ class Prompts:
         return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
-        """Return a prompt's ids in which a special token that stands in a message, such as `<|im_end|>`, is text and
-        ends nothing."""
+        """Return a prompt's ids in which a special token in a message, such as `<|im_end|>`, is text."""
         places = [chr(ord(PLACE) + i) for i in range(len(given))]
         earlier = [(role, place) for (role, _), place in zip(problem.earlier, places, strict=False)]
         parts = re.split("|".join(places), self._rendered(tokenizer, places[-1], earlier))
@@ -326,8 +293,7 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the context's code once it has run too long. Python can interrupt only the main thread: in
-    another one, nothing is limited."""
+    """Raise TimeoutError in the context's code after a while; in the main thread alone can Python do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -137,11 +137,8 @@ def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) ->
 def by_chunks(
     function: Callable[..., Tensor], head: Any, rows: tuple[Tensor, ...], logits: int, *others: Any
 ) -> Tensor:
-    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, and join the results.
-
-    The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
-    `function` returns has its last dimension over them.
-    """
+    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, computed again in the
+    backward pass. Args: rows, tensors of one length; what `function` returns has its last dimension over them."""
     size, count = max(1, logits // head.weight.shape[0]), len(rows[0])
     if count <= size:
         return function(head, *rows, *others)
@@ -167,12 +164,9 @@ def score_beside(
     packed: bool = False,
     shared: bool = False,
 ) -> Beside:
-    """Score completions under the policy and under a teacher that sees another prompt, with their divergence.
-
-    As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
-    completions in the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at
-    `temperature`.
-    """
+    """Score completions under the policy and a teacher that sees another prompt, with their divergence; as in `score`,
+    without a `[B, T, V]` tensor. Args: teacher, a context that gives the model; seen, the same completions in the same
+    rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at `temperature`."""
     with teacher as other, torch.no_grad(), computing(other):
         theirs = causal_lm(other)
         hidden = (theirs.hidden_before if is_sharded(theirs) else partial(hidden_before, theirs))(seen, packed, shared)
@@ -221,8 +215,7 @@ def _beside_chunk(
 
 
 def can_share(causal: Any) -> bool:
-    """Return whether a model can read a prompt once for several completions: it takes an attention mask, and keeps keys
-    in training."""
+    """Return whether a model reads a prompt once for several rows: it takes a mask, and keeps keys in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     full = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
@@ -231,8 +224,7 @@ def can_share(causal: Any) -> bool:
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
-    """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that
-    of all its rows."""
+    """Return the hidden state before each completion token `[tokens, H]`; a prompt's gradient is of all its rows."""
     device, before = batch.input_ids.device, batch.prompt_lengths
     numbers, owner = batch.prompts.unique(return_inverse=True)  # [P], [B]
     first = torch.stack([(owner == p).nonzero()[0, 0] for p in range(len(numbers))])
@@ -278,8 +270,7 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt. The rows of one prompt stay
-    together."""
+    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt; no prompt is parted."""
     widest = list(accumulate(lengths, max))
     padded = len(lengths) * widest[-1]
     costs = {

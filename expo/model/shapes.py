@@ -39,8 +39,7 @@ LEARNED = 8192  # tokens of the tokenizer: the others of a large vocabulary stan
 
 
 def config_of(path: str) -> Any:
-    """Return the config of a known model by hub id or by name, `0.5B`; cut to four layers, `0.5B:4`. None where it is
-    not known."""
+    """Return the config of a known model by hub id or name (`0.5B`), cut to four layers (`0.5B:4`); None for others."""
     name, _, layers = path.partition(":")
     kind, options = SHAPES.get(NAMES.get(name, name), ("", {}))
     if not kind:
@@ -52,8 +51,7 @@ def config_of(path: str) -> Any:
 
 
 def random_shape(conf: RandomShapeConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a model of a known shape with random weights, the same for every seed. Raises UserError for a shape that is
-    not known."""
+    """Make a model of a known shape with random weights, the same for every seed. Raises UserError for other shapes."""
     config = config_of(conf.path)
     if config is None:
         raise UserError(

@@ -16,16 +16,14 @@ def own_share(weight: Tensor) -> Tensor:
 
 
 def like(full: Tensor, weight: Tensor) -> Tensor:
-    """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else the
-    tensor."""
+    """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else that."""
     if not isinstance(weight, DTensor) or isinstance(full, DTensor) or full.shape != weight.shape:
         return full
     return distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def from_first(full: Tensor | None, weight: Tensor) -> Tensor:
-    """Send the first device's tensor to all devices; it has the shape and format of `weight`. Call it on all
-    devices."""
+    """Send the first device's tensor, of the shape and format of `weight`, to all devices. Call it on all devices."""
     if full is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
         return full
     received = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -41,11 +39,8 @@ def gathered(weight: Tensor) -> Tensor:
 
 
 def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
-    """Return a (nested) state dict with full tensors. Call it on all devices.
-
-    What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes
-    part.
-    """
+    """Return a (nested) state dict with full tensors, on the CPU; a weight under two names stays one. Call it on all
+    devices. Args: keep, False on a device that only takes part."""
     full_state: dict[Any, Any] = {}
     names: dict[int, Any] = {}
     for name, value in state.items():
@@ -63,10 +58,8 @@ def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
 
 
 def sums_of(weights: Iterable[Tensor]) -> Tensor:
-    """Return the sum of the entries of each weight over all devices, in float32: `[weights]`. Call it on all devices.
-
-    It is NaN or inf where a weight is, and takes a third of the time of looking at each.
-    """
+    """Return the sum of each weight over all devices, in float32: `[weights]`; NaN or inf where the weight is. Call it
+    on all devices. It takes a third of the time of looking at each number."""
     each = list(weights)
     sums = torch.stack([own_share(weight).sum(dtype=torch.float32) for weight in each])
     if any(isinstance(weight, DTensor) for weight in each):

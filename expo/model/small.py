@@ -12,7 +12,6 @@ from expo.ladder.policy import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 
 def bpe_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer of at most `size` tokens, learned from the texts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -25,10 +24,7 @@ def bpe_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
 
 
 def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a randomly initialised Qwen2 (about 0.2M parameters) with a real byte-level BPE tokenizer.
-
-    It solves nothing; it carries real text through every stage of a run without a download.
-    """
+    """Return a random Qwen2 (about 0.2M parameters) with a byte-level BPE tokenizer: it carries text through a run."""
     tokenizer = bpe_tokenizer([BPE_TEXT], 768)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(

@@ -17,8 +17,7 @@ TOKENS = 8
 
 @torch.no_grad()
 def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
-    """Raise UserError for a model that the transformers engine cannot decode, or decodes with other probabilities than
-    the trainer's scores."""
+    """Raise UserError where the transformers engine cannot decode a model, or not with the trainer's probabilities."""
     kind = type(causal_lm(model)).__name__
     requests = [Request(prompt, NoiseKey(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
     try:

@@ -8,8 +8,7 @@ from expo.rollout.engine import Completion, Engine, EngineAround, Follow, Reques
 
 
 class DealtEngine(EngineAround):
-    """Engine whose process generates its share of the requests and receives the rest from the other processes. Equal
-    prompts stay together."""
+    """Engine that generates its share of the requests and gets the rest from others. Equal prompts stay together."""
 
     def __init__(self, engine: Engine, ranks: Ranks):
         super().__init__(engine)

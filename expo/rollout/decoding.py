@@ -17,11 +17,8 @@ ROOM = 256  # tokens, at most, that a layer has room for before it makes more: r
 
 
 class RoomyLayer(DynamicLayer):
-    """Layer of the cache with room for `room` more tokens, which are written in place: no step copies the tokens
-    before.
-
-    The room is made at the first update after the prompts, and again when it is full.
-    """
+    """Layer of the cache with room for `room` more tokens, made after the prompts, and again when it is full. They are
+    written in place: no step copies the tokens before."""
 
     def __init__(self, room: int):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,7 +26,6 @@ class RoomyLayer(DynamicLayer):
         self.buffers: tuple[Tensor, Tensor] | None = None  # each [B, H, L + room, D]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the states of new tokens. Returns all keys and values so far."""
         before, after = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
         if not before:
             return super().update(key_states, value_states)
@@ -43,7 +39,6 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows."""
         if self.buffers is None:
             super().batch_select_indices(indices)
             return
@@ -63,7 +58,6 @@ class OneFormatCache(DynamicCache):
     16-bit values: a layer would hold both in float32, and attention casts them again for each token."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the states of new tokens to a layer. Returns all of its keys and values so far."""
         return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 
@@ -77,11 +71,9 @@ def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers' `sdpa` does; with one query per row, group query heads by key head instead of
-    repeating keys.
-
-    Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
-    """
+    """Compute attention as transformers' `sdpa`; with one query per row, group query heads by key head instead of
+    repeating keys. Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B,
+    Q, H, D]`."""
     batch, heads, queries, size = query.shape
     alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None and not kwargs.get("dropout")
     if not alone or (attention_mask is not None and attention_mask.shape[1] != 1):
@@ -109,10 +101,8 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Let models that compute attention with `sdpa` use `attention` within the context.
-
-    They keep the name: some choose their mask by it, or compute without transformers' functions where it is another.
-    """
+    """Let models that compute attention with `sdpa` use `attention` within the context, under that name: some choose
+    their mask by it, or compute without transformers' functions where it is another."""
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     AttentionInterface.register("sdpa", attention)
     try:

@@ -21,8 +21,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion that is asked for: the prompt's token ids, the key of the row's sampling noise, and the index of
-    its problem."""
+    """One completion that is asked for: prompt in token ids, key of the row's sampling noise, index of its problem."""
 
     prompt: tuple[int, ...]
     key: NoiseKey
@@ -31,10 +30,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled completion. `ids` ends in the end-of-sequence token unless `truncated`.
-
-    `logp` are the sampler's log-probabilities, one per token, of the distribution sampled from, under `prompt`.
-    """
+    """One sampled completion. `ids` ends in the end-of-sequence token unless `truncated`; `logp` are the sampler's
+    log-probabilities of each token, by the distribution sampled from, under `prompt`."""
 
     prompt: tuple[int, ...]
     ids: list[int]
@@ -48,10 +45,8 @@ Follow = Callable[[Mapping[int, Completion]], Sequence[Request]]
 
 
 class Engine:
-    """Generates with the policy's current weights.
-
-    Only `generate` must be written: an engine that shares the policy's weights has nothing to sync or to free.
-    """
+    """Generates with the policy's current weights. Only `generate` must be written: an engine that shares the policy's
+    weights has nothing to sync or to free."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None

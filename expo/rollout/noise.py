@@ -11,11 +11,9 @@ SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, _, HINT, HINTED, REFILL, DIAGNOSE, 
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
-    """Key of one random stream: the run's seed, the purpose (SOLVE, EXPLAIN, …), the step, and the row.
-
-    A rollout's row is its problem's place in the step times `group_size`, plus its own place in the group.
-    With `hf`, number t of the stream draws token t; with vLLM the stream seeds the request.
-    """
+    """Key of one random stream: seed, purpose (SOLVE, EXPLAIN, …), step, and row: a rollout's is its problem's place in
+    the step times `group_size`, plus its own in the group. Number t draws token t; with vLLM the stream seeds the
+    request."""
 
     seed: int
     stream: int
@@ -29,6 +27,5 @@ class NoiseKey:
 
 
 def uniforms(keys: Sequence[NoiseKey], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
-    """Return the noise of the rows with these keys: `count` numbers in [0, 1) each, `[B, count]`. Number j of a key
-    never depends on the others."""
+    """Return `count` numbers in [0, 1) for each key `[B, count]`. Number j of a key never depends on the others."""
     return np.stack([key.generator().random(count, dtype=dtype) for key in keys])

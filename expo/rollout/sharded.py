@@ -24,11 +24,8 @@ from expo.rollout.engine import Engine, EngineAround
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Leave this device its share of every weight of a model, at the first device's values.
-
-    The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
-    often. Raises UserError for a model that cannot be sharded.
-    """
+    """Leave this device its share of every weight of a model, at the first device's values: to be scored and trained
+    alone, by all devices equally often, forward and backward. Raises UserError for a model that cannot be sharded."""
     causal = causal_lm(model)
     formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     if len(formats) > 1:
@@ -108,7 +105,6 @@ class WholeCopy:
             weight.copy_(gathered(shares[name]))
 
     def free(self) -> None:
-        """Free the copy's memory until it is gathered again."""
         for weight in self.model.parameters():
             weight.untyped_storage().resize_(0)
 
@@ -121,11 +117,9 @@ class CopyEngine(EngineAround):
         self.copy = copy
 
     def sync(self) -> None:
-        """See `Engine.sync`; it brings the copy's weights back."""
         self.copy.gather()
         self.engine.sync()
 
     def sleep(self) -> None:
-        """See `Engine.sleep`."""
         self.engine.sleep()
         self.copy.free()

@@ -22,11 +22,8 @@ from expo.rollout.noise import uniforms
 
 
 class TransformersEngine(Engine):
-    """Engine on a transformers model that is already in memory: the policy's own weights.
-
-    A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its
-    own.
-    """
+    """Engine on the policy's own weights in memory, with transformers. A prompt that several requests share is read
+    once; finished rows leave the batch; each row draws from noise of its own."""
 
     def __init__(self, conf: RolloutConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, conf.at_once
@@ -121,7 +118,6 @@ class UnadaptedEngine(TransformersEngine):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         with as_initial(self.model):
             return super().generate(requests, sampling, follow)
 

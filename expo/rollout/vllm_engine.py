@@ -96,8 +96,7 @@ class VLLMEngine(Engine):
         self.sync()
 
     def _watch(self, client: Any) -> None:
-        """Raise an error in every call that waits for the engine once its process was killed: vLLM 0.32 would wait for
-        ever."""
+        """Raise an error in every call that waits for the engine once it was killed: vLLM 0.32 waits for ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
             self.gone.set()
@@ -113,8 +112,7 @@ class VLLMEngine(Engine):
 
     @property
     def own_gpus(self) -> Sequence[int]:
-        """Return the GPUs, of those that this process sees, of an engine in a process of its own; () where it cannot
-        choose."""
+        """Return the GPUs, as this process counts them, of an engine in its own process; () where it cannot choose."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         first = beside if self.conf.device is None else self.conf.device
         return () if first is None else range(first, first + self.conf.tensor_parallel)
@@ -126,17 +124,15 @@ class VLLMEngine(Engine):
         # vLLM keeps blocks of tokens, of which each row's last is not full.
         positions = conf.at_once * (conf.max_prompt_tokens + conf.max_completion_tokens + BLOCK)
         cached = kv_bytes(self.model, self.dtype) * max(positions, longest + BLOCK)
-        os.environ |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(conf.separate)),
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(cached / GIB))),
+        unless_set = {
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it would take the trainer's threads with it
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
-        for name, value in (
-            ("VLLM_LOGGING_LEVEL", "ERROR"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # else it would take the trainer's threads with it
-            ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),
-        ):
-            os.environ.setdefault(name, value)
+        os.environ |= unless_set | os.environ
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(conf.separate))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(cached / GIB)))
         from vllm import LLM
 
         options: dict[str, Any] = {}
@@ -193,11 +189,9 @@ class VLLMEngine(Engine):
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head.
-
-        Where the engine takes no adapter (its `lora_rank` is 0), it is merged into the parameters; else its parts stand
-        beside their layer, as `q_proj.lora_A` and `q_proj.lora_B`, the latter times LoRA's scaling.
-        """
+        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head. An adapter
+        is merged where `lora_rank` is 0; else its parts stand beside their layer, as `q_proj.lora_A` and
+        `q_proj.lora_B`, the latter times LoRA's scaling."""
         layers: dict[str, Any] = {
             name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")
         }
@@ -215,8 +209,7 @@ class VLLMEngine(Engine):
             yield name, value
 
     def sync(self) -> None:
-        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not
-        arrive."""
+        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they differ."""
         with without_autocast(self.model):  # the trainer's precision is not the comparison's
             self._send()
             if self.asleep:  # the cache was not there beside the old weights and the new ones
@@ -349,7 +342,6 @@ class VLLMEngine(Engine):
         return [done[row] for row in range(len(asked))]
 
     def _enqueue(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-        """Hand vLLM the requests. Returns vLLM's ids of them."""
         from vllm import SamplingParams
 
         if not requests:
@@ -368,7 +360,6 @@ class VLLMEngine(Engine):
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Return what a method of `WeightSync` returns on each of the engine's GPUs."""
         with in_vllm("stopped working"):
             return self.llm.collective_rpc(method, kwargs=arguments)
 
@@ -386,7 +377,6 @@ class VLLMEngine(Engine):
             self.llm.wake_up(tags=["weights"])
 
     def close(self) -> None:
-        """End the engine and free what it holds."""
         self.closed.set()
         VLLMEngine.sleeper &= not self.sleeps
         if self.sender:
@@ -417,21 +407,18 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _equal_sums(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Return whether two sums agree up to the order of the additions; the scale of a parameter is the root of its sum
-    of squares."""
+    """Return whether two sums agree up to the order of additions; the scale is the root of the sum of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
 
 def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> bool:
-    """Return whether the engine's GPUs hold a parameter of the policy: whole on each, or a share on each. Args:
-    sums."""
+    """Return whether the engine's GPUs hold a parameter of the policy, by its sums: all of it, or a share each."""
     first, second = zip(*theirs, strict=True)
     return all(_equal_sums(ours, each) for each in theirs) or _equal_sums(ours, (sum(first), sum(second)))
 
 
 def group_of(name: str) -> str:
-    """Return the part of the model that a parameter is in: layers.3.self_attn for
-    `model.layers.3.self_attn.qkv_proj.weight`."""
+    """Return the part of the model that a parameter is in: layers.3.self_attn for one of its qkv_proj."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])

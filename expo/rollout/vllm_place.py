@@ -25,8 +25,7 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's 
 
 
 def place_for(size: int) -> str | None:
-    """Return the folder for files of `size` bytes: one in memory that has room for the files of all devices of the run;
-    else None, the disk."""
+    """Return the folder in memory that has room for `size` bytes of each device of the run; else None, the disk."""
     memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
     if not memory.is_dir():
         return None
@@ -71,8 +70,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def trainers_group() -> Iterator[None]:
-    """Keep vLLM from destroying the trainer's process group within the context: it would take that group for its
-    own."""
+    """Keep vLLM from destroying the trainer's process group, which it takes for its own, within the context."""
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda group=None: end(group) if group is not None else None
     try:
@@ -110,23 +108,18 @@ def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
 
 
 def key_heads(model: PreTrainedModel) -> int:
-    """Return how many heads of keys and values a layer has."""
     config = model.config.get_text_config()
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Return the width of an attention head."""
     config = model.config.get_text_config()
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def memory_share(weights: int, cached: int, total: int) -> float:
-    """Return the share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its
-    activations; at most 0.9.
-
-    Args: bytes. The rest is the trainer's.
-    """
+    """Return vLLM's share of a GPU's memory, at most 0.9: weights, the cache of a full batch, and a tenth for
+    activations. Args: bytes."""
     return min(0.9, round((weights + cached) / total + 0.1, 3))
 
 

@@ -4,6 +4,7 @@ host or a file. `VLLMEngine.verify` checks that they arrived."""
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -17,37 +18,28 @@ T = TypeVar("T")
 
 
 def in_time(action: Callable[[], T], gone: threading.Event) -> T:
-    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does.
-
-    Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind
-    in a thread.
-    """
-    done: list[T] = []
-    failed: list[BaseException] = []
+    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does. Raises
+    TimeoutError, and what the action raises; one that hangs stays in a thread. Args: gone, set when it has."""
+    future: Future[T] = Future()
 
     def act() -> None:
         try:
-            done.append(action())
+            future.set_result(action())
         except BaseException as error:  # raised where it is waited for
-            failed.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=act, daemon=True)
     until = time.monotonic() + LONGEST_S
-    thread.start()
-    while thread.is_alive() and not gone.is_set() and time.monotonic() < until:
-        thread.join(0.05)
-    if failed:
-        raise failed[0]
-    if not done:
+    threading.Thread(target=act, daemon=True).start()
+    while not future.done() and not gone.is_set() and time.monotonic() < until:
+        wait([future], 0.05)
+    if not future.done():
         raise TimeoutError("its process has ended" if gone.is_set() else f"it takes over {LONGEST_S:g} s")
-    return done[0]
+    return future.result()
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
-    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`.
-
-    Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
-    """
+    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`. Args: info, a `TrainerInitInfo`
+    of vLLM's, whose backend `llm` was started with."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 

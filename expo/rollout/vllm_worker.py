@@ -23,7 +23,6 @@ class WeightSync:
         _repack_tied_head(worker.model_runner.get_model())
 
     def expo_load_file(self, path: str) -> None:
-        """Load weights from a safetensors file."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
@@ -36,8 +35,7 @@ class WeightSync:
         return f"{runner.__module__}.{runner.__name__}"
 
     def expo_sums(self) -> Sums:
-        """Return the sums of every parameter that can be read, and of a LoRA adapter; the CPU backend packs most
-        matrices away."""
+        """Return the sums of every parameter that can be read, and of an adapter; a CPU packs most matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(
@@ -46,11 +44,8 @@ class WeightSync:
 
 
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
-    """Return (Σ entries, Σ squares) of each parameter in float64; q, k, v and gate, up are added up under the name of
-    vLLM's joined matrix. Joining and padding with zeros do not change them: the trainer's and vLLM's can be compared.
-
-    Args: named parameters, by Hugging Face's or vLLM's names.
-    """
+    """Return (Σ entries, Σ squares) of each parameter in float64; q, k, v and gate, up add up under the name of vLLM's
+    joined matrix, so that trainer and vLLM can be compared. Args: named, by Hugging Face's or vLLM's names."""
     by_name: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:
@@ -63,8 +58,7 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the only adapter in vLLM, as the layers compute with it: joined like their matrices, padded
-    with zeros."""
+    """Yield the weights of vLLM's only adapter as layers compute with it: joined, and padded with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):
             for tensor in getattr(layer, stacked, ()):
@@ -72,8 +66,7 @@ def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _repack_tied_head(model: nn.Module) -> None:
-    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves as it
-    was."""
+    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves."""
     head: Any = getattr(model, "lm_head", None)
     if head is None or head.weight.device.type != "cpu" or not getattr(model.config, "tie_word_embeddings", False):
         return

@@ -37,7 +37,6 @@ class Collector:
         self.pipeline, self.engines, self.collect, self.steps = pipeline, pipeline.engines, collect, steps
 
     def experience(self, step: int) -> Experience:
-        """Return the experience of a step."""
         return self.collect(step)
 
     def before_update(self, experience: Experience) -> None:
@@ -56,7 +55,6 @@ class Collector:
         return self.engines.policy
 
     def close(self) -> None:
-        """Free what the engines hold."""
         self.engines.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,10 +66,8 @@ class Collector:
 
 
 class CollectorAhead(Collector):
-    """Collects the next step's experience in a thread, while this one is trained on.
-
-    A checkpoint waits for it, and has its completions: the weights that generated them are gone by then.
-    """
+    """Collects the next step's experience in a thread, while this one is trained on. A checkpoint waits for it, and has
+    its completions: the weights that generated them are gone by then."""
 
     def __init__(self, pipeline: Pipeline, collect: Callable[[int], Experience], steps: int):
         super().__init__(pipeline, collect, steps)
@@ -80,11 +76,8 @@ class CollectorAhead(Collector):
         self.next: Future[Experience] | None = None
 
     def experience(self, step: int) -> Experience:
-        """Return the experience of a step: the one that is under way; the first of a session is collected now.
-
-        Raises UserError where a run goes on, and not with the completions of its checkpoint, all of them: they are of
-        weights that are gone.
-        """
+        """Return the experience that is under way; a session's first is collected now. Raises UserError where a run
+        goes on without all completions of its checkpoint: they are of weights that are gone."""
         if self.next is None:
             resumed = bool(self.engine.loaded)
             experience = self.collect(step)
@@ -140,8 +133,7 @@ class CollectorAhead(Collector):
 
 
 class KeepingEngine(EngineAround):
-    """Engine that keeps its completions by the key of their request, for a checkpoint; those of a checkpoint it gives
-    out again, once."""
+    """Engine that keeps completions by their request's key, for a checkpoint, and gives out a checkpoint's, once."""
 
     def __init__(self, engine: Engine):
         super().__init__(engine)

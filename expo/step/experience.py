@@ -23,8 +23,6 @@ T = TypeVar("T")
 
 
 class Timer:
-    """Seconds spent in each stage of a step."""
-
     def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})
 
@@ -35,7 +33,6 @@ class Timer:
         self.add({stage: time.perf_counter() - started})
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add seconds by stage."""
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
@@ -63,10 +60,8 @@ class Tools:
         return next((answer for answer in wrong if answer is not None), None)
 
     def fitting(self, prompts: Mapping[T, Sequence[int]], step: int, left_out: str) -> dict[T, tuple[int, ...]]:
-        """Return the prompts of at most `longest_prompt` tokens; warn how many others there are.
-
-        Args: left_out, the warning's words for those, such as "prompts of the teacher not used".
-        """
+        """Return the prompts of at most `longest_prompt` tokens; warn how many others there are. Args: left_out, words
+        for those."""
         fitting = {key: tuple(ids) for key, ids in prompts.items() if len(ids) <= self.longest_prompt}
         if left := len(prompts) - len(fitting):
             log.warning("step %d: %d %s: over %d tokens", step, left, left_out, self.longest_prompt)
@@ -87,7 +82,6 @@ class Candidate:
     answer_lift: float | None = None  # log π(a*|q, c) less the median of log π(a*|q, own completion)
 
     def unmeasured(self) -> "Candidate":
-        """Return the candidate without its measured properties."""
         return replace(self, logp_given_q=None, logp_given_qa=None, answer_lift=None)
 
 
@@ -105,17 +99,14 @@ class Batch:
 
     @classmethod
     def of(cls, problems: list[Problem], tools: Tools, step: int, offset: int = 0) -> "Batch":
-        """Return the problems of a step with their prompts."""
         prompts = tools.prompts.solve_ids(tools.tokenizer, problems)
         return cls(problems, [tuple(ids) for ids in prompts], step, offset)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One problem of a step: its G judged rollouts, its candidate positives, and the positives that are trained on.
-
-    After a hint, `before_hint` is the group as it was without; the first `kept` rollouts are the same in both.
-    """
+    """One problem of a step with its G judged rollouts, candidates and positives. After a hint, `before_hint` is the
+    group without; the first `kept` rollouts are the same in both."""
 
     problem: Problem
     prompt: tuple[int, ...]  # the solve prompt q
@@ -154,8 +145,7 @@ Groups = Mapping[int, Group]  # judged groups by index of the problem in its ste
 
 @dataclass
 class Experience:
-    """What one step learns from: P groups of G rollouts each. `Algorithm.training_step` sets `positive_weight`
-    before the update."""
+    """What one step learns from: P groups of G rollouts. `training_step` sets `positive_weight` before the update."""
 
     groups: list[Group]
     step: int = 0
@@ -177,7 +167,6 @@ class Experience:
 
     @property
     def positives(self) -> list[tuple[Group, Candidate]]:
-        """Return each positive with its group."""
         return [(group, candidate) for group in self.groups for candidate in group.positives]
 
     @property
@@ -191,10 +180,8 @@ class Experience:
         return torch.tensor([group.all_wrong for group in self.groups])
 
     def select(self, chosen: Sequence[int]) -> "Experience":
-        """Return the groups of the given indices, in that order, as a new Experience.
-
-        Timer, token counts and β begin at 0, so that no cost is counted twice.
-        """
+        """Return the groups of the given indices, in that order. Timer, token counts and β begin at 0: no cost counts
+        twice."""
         groups = [self.groups[i] for i in chosen]
         return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 

@@ -47,8 +47,7 @@ class NoHints:
 
 
 class ExpertPrefix(NoHints):
-    """The beginning of the expert's solution, which the policy goes on from. It is part of the prompt: never trained
-    on."""
+    """The beginning of the expert's solution, a part of the prompt: the policy goes on from it."""
 
     gives_hints = True
     conf: PrefixConf
@@ -115,7 +114,6 @@ class SelfHint(ExpertPrefix):
     def _requests(
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
-        """Return requests for the prompts that fit the engine, which ask for hints."""
         fitting = tools.fitting(dict(zip(problems, prompts, strict=True)), batch.step, "hints not asked for")
         return [Request(p, NoiseKey(tools.seed, stream, batch.step, batch.offset + i), i) for i, p in fitting.items()]
 
@@ -135,5 +133,4 @@ class SelfHint(ExpertPrefix):
 
 
 def gives_away(hint: str, problem: Problem) -> bool:
-    """Return whether the answer stands in the hint, and not in the question."""
     return states(hint, problem.answer) and not states(problem.question, problem.answer)

@@ -16,10 +16,8 @@ STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
 def step_metrics(experience: Experience, sums: StepSums, positive_weight: float | None) -> dict[str, float | None]:
-    """Return the scalars of one step from its experience and from what the updates summed up.
-
-    None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
-    """
+    """Return the scalars of one step. None (null in metrics.jsonl) where something does not exist: a log-probability of
+    0, say, would mean certainty."""
     e = experience
     seconds = e.timer.seconds
     written = _rollout_metrics(e)
@@ -60,7 +58,6 @@ def step_metrics(experience: Experience, sums: StepSums, positive_weight: float 
 
 
 def _rollout_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the scalars of a step's rollouts, those without a hint."""
     groups = [group.unaided for group in e.groups]
     completions, verdicts = [c for g in groups for c in g.completions], [v for g in groups for v in g.verdicts]
     lengths = [len(c.ids) for c in completions]
@@ -80,8 +77,6 @@ def _rollout_metrics(e: Experience) -> dict[str, float | None]:
 
 
 def _likelihood_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the means of what is measured of positives: under the policy before its update, and of what it wrote
-    itself also under the prompt that shows the answer."""
     positives = [c for _, c in e.positives]
     written = [c for c in positives if c.prompt is not None]
     both = [

@@ -31,16 +31,13 @@ class Engines:
 
     @property
     def each(self) -> list[Engine]:
-        """Return each engine once."""
         return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
 
     def sync(self) -> None:
-        """Bring all engines up to their models' weights: at the start, and when a snapshot is taken."""
         for engine in self.each:
             engine.sync()
 
     def close(self) -> None:
-        """Free what the engines hold."""
         for engine in self.each:
             engine.close()
 
@@ -109,11 +106,9 @@ class Pipeline:
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
     ) -> tuple[dict[int, Group], list[Completion], int]:
-        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that.
-
-        Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
-        were made on the way, and how many tokens the rollouts have.
-        """
+        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that. Returns
+        groups, explanations made on the way, and the rollouts' tokens. Args: uncached, the problems without a cached
+        explanation."""
         first = batch.offset * group_size
         solve = [
             Request(prompt, NoiseKey(self.tools.seed, SOLVE, batch.step, first + i * group_size + g), i)
@@ -158,10 +153,8 @@ class Pipeline:
         }
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
-        """Make the rollouts of some groups again with hints; the first `keep` rollouts of each group stay.
-
-        Returns the groups after it, and how many tokens were generated.
-        """
+        """Make the rollouts of some groups again with hints, but the first `keep` of each. Returns all groups, and how
+        many tokens were generated."""
         wanted = self.hints.wanted(groups)
         if not wanted:
             return dict(groups), 0
@@ -188,11 +181,8 @@ class Pipeline:
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
         """Return how much likelier right hinted rollouts are under their prompt with the hint than without, in nats per
-        token: measured every `hints.measure_every` steps.
-
-        Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition
-        is ours).
-        """
+        token, every `hints.measure_every` steps. Near 0, the policy could write them without, as HiLL (arXiv
+        2604.00698) wants it; the definition is ours."""
         every = self.hints.measure_every
         if self.tools.prompts.conf.solve_with_hint is None or not every or batch.step % every:
             return None  # a hint that begins the completion is part of what would have to be likely
@@ -210,8 +200,7 @@ class Pipeline:
         return float((with_hint - without).mean())
 
     def without_hints(self, groups: Groups) -> dict[int, Group]:
-        """Return the groups that are trained on: with `hints.gradient=question`, every rollout under its question
-        alone."""
+        """Return the groups to train on: with `hints.gradient=question`, all rollouts under the question alone."""
         if not self.hints.under_question:
             return dict(groups)
         return {
@@ -249,11 +238,8 @@ class Pipeline:
 
 
 class GroupsAsTheyEnd:
-    """Judges each group when its last rollout ends, and asks at once for its explanations.
-
-    An explanation then decodes beside the rollouts that go on longest. Afterwards `groups` holds every group, and
-    `timer` how long the judging took.
-    """
+    """Judges each group when its last rollout ends, and asks at once for its explanations, which decode beside rollouts
+    that go on. Afterwards `groups` holds every group, and `timer` how long the judging took."""
 
     def __init__(self, pipeline: Pipeline, batch: Batch, group_size: int, uncached: Sequence[int]):
         self.pipeline, self.batch, self.group_size, self.uncached = pipeline, batch, group_size, uncached

@@ -23,8 +23,6 @@ def _solution(e: Experience, group: int, rollout: int, tools: Tools) -> Problem 
 
 
 def _sibling(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return the rollout's problem with the first other right rollout of its group as the solution; None without
-    one."""
     siblings = e.groups[group]
     right = (j for j, v in enumerate(siblings.verdicts) if j != rollout and v is Verdict.CORRECT)
     return next((replace(siblings.problem, solution=siblings.texts[j]) for j in right), None)
@@ -53,8 +51,7 @@ def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Probl
 
 
 def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[list[tuple[int, ...] | None]]:
-    """Return the teacher's prompt for each rollout of each group `[P][G]`; None without privilege to show, or without
-    room for it."""
+    """Return the teacher's prompt for each rollout of each group `[P][G]`; None without privilege or without room."""
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]
     distinct = list(dict.fromkeys(p for row in problems for p in row if p is not None))
     prompts = tools.prompts.privileged_ids(tools.tokenizer, distinct)

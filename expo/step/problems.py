@@ -24,7 +24,6 @@ class ProblemSampler:
         self.problems, self.per_step, self.seed = problems, per_step, seed
 
     def batch(self, step: int) -> list[Problem]:
-        """Return the `per_step` problems of `step`."""
         return self.at(range(step * self.per_step, (step + 1) * self.per_step))
 
     def at(self, positions: Sequence[int]) -> list[Problem]:
@@ -41,11 +40,9 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but skips most that gave no gradient lately (GRESO, 2506.02177).
-
-    A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
-    each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
-    """
+    """Deals a sampler's problems in their order, but one whose last n groups gave no gradient with probability retry^n
+    (GRESO, 2506.02177). Who deals has to `learn` after each step. Where a whole epoch was passed over in one step, the
+    next problems are dealt as they come."""
 
     def __init__(self, sampler: ProblemSampler, retry: float):
         self.sampler, self.retry = sampler, retry
@@ -54,7 +51,6 @@ class Retries:
         self.passed = 0  # over, by the last deal
 
     def deal(self) -> list[Problem]:
-        """Return the next `per_step` problems."""
         sampler, dealt = self.sampler, list[Problem]()
         self.passed = 0
         while missing := sampler.per_step - len(dealt):
@@ -73,7 +69,6 @@ class Retries:
             self.idle[problem.id] = 0 if i in with_gradient else self.idle.get(problem.id, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs."""
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -93,10 +88,8 @@ def within_length(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
 ) -> tuple[list[Problem], Part]:
-    """Return the problems all of whose prompts (made by the given functions) fit `max_tokens`, and the account of all.
-
-    Logs how many do not fit. Raises UserError where none does.
-    """
+    """Return the problems all of whose prompts, by these functions, fit `max_tokens`, and the account of all; log how
+    many do not. Raises UserError where none does."""
     lengths = [
         max(map(len, each))
         for start in range(0, len(problems), AT_ONCE)  # the ids of a large file's prompts are many times its size

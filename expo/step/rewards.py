@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from expo.config import PartialConf, RewardConf, UserError
+from expo.config import RewardConf, UserError
 from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict
 
@@ -26,8 +26,7 @@ class Rollout:
 
 
 class Reward(Protocol):
-    """One number per rollout, from which advantages are made. pass@k, gates and `reward/all_wrong_frac` go by
-    verdicts."""
+    """One number per rollout, from which advantages are made; pass@k, gates and `all_wrong_frac` go by verdicts."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         """Return the reward of each of N rollouts: whole groups, one after the other. How many come in one call depends
@@ -45,12 +44,8 @@ class Correct:
         return [float(r.verdict is Verdict.CORRECT and (spared or not r.truncated)) for r in rollouts]
 
 
-class Partial:
-    """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for
-    one that was cut off."""
-
-    def __init__(self, conf: PartialConf):
-        self.conf = conf
+class Partial(Correct):
+    """1 for a right answer, else its judge's score; with `reward.truncated=zero` 0 for one that was cut off."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         spared = self.conf.truncated == "count"

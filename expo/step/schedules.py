@@ -19,22 +19,13 @@ DECAY: dict[str, Callable[[float], float]] = functions_of(
 )
 
 
-def _of_run(left: Callable[[float], float]) -> Callable[[float, float], float]:
-    return lambda done, all_wrong: left(done)
-
-
-# (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
-SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
-    PositiveLossConf,
-    "schedule",
-    {
-        **{name: _of_run(left) for name, left in DECAY.items()},
-        "all_wrong_fraction": lambda done, all_wrong: all_wrong,
-    },
+# share of the run done, or of all-wrong groups in this step, in [0, 1] -> factor on positives.weight
+SCHEDULES: dict[str, Callable[[float], float]] = functions_of(
+    PositiveLossConf, "schedule", {**DECAY, "all_wrong_fraction": lambda share: share}
 )
 
 
 def weight_at(learning: PositiveLossConf, done: float, all_wrong: float) -> float:
-    """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong
-    groups in the step."""
-    return learning.weight * SCHEDULES[learning.schedule](done, all_wrong)
+    """Return β by its schedule. Args: done, share of the run; all_wrong, share of the groups; both in [0, 1]."""
+    share = all_wrong if learning.schedule == "all_wrong_fraction" else done
+    return learning.weight * SCHEDULES[learning.schedule](share)

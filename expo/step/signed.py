@@ -19,20 +19,16 @@ AGAIN = "delete it, and it is made again"
 
 
 def is_signed(path: Path) -> bool:
-    """Return whether a file is complete: it has its digest beside it."""
     return path.is_file() and _digest_file(path).is_file()
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 beside a complete file."""
     return _digest_file(path).read_text(errors="replace")
 
 
 def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T], remedy: str = AGAIN) -> T:
-    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message; remedy, what it ends in.
-
-    Raises UserError where the file is not what was written, or cannot be read.
-    """
+    """Read a file's table by `parse`. Raises UserError where it is not what was written, or cannot be read. Args: what,
+    the file's name in a message; remedy, what it ends in."""
     if digest_of(path) != hashlib.sha256(path.read_bytes()).hexdigest():
         raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {remedy}")
     try:

@@ -10,11 +10,8 @@ TOTAL, SUM, COUNT = " total", " sum", " count"  # ends of names; what has none i
 
 
 class StepSums(defaultdict[str, float]):
-    """Sums over the micro-batches, updates and devices of one step, under the names of the metrics that they become.
-
-    A metric of your own is logged under the name that you give it. Args: updates, the optimizer steps that the step
-    takes.
-    """
+    """Sums over one step's micro-batches, updates and devices, by the names of the metrics, your own too, that they
+    become. Args: updates, the optimizer steps that the step takes."""
 
     def __init__(self, updates: int = 1):
         super().__init__(float)
@@ -35,10 +32,8 @@ class StepSums(defaultdict[str, float]):
         self[name + COUNT] += _number(count)
 
     def metrics(self) -> dict[str, float | None]:
-        """Return the metrics by name. One that begins with an underscore only serves others, and is left out.
-
-        Raises ValueError where one name was given to two kinds of metrics.
-        """
+        """Return the metrics by name, without those that begin with an underscore and only serve others. Raises
+        ValueError where one name was given to two kinds of metrics."""
         metrics: dict[str, float | None] = {}
         for key, value in self.items():
             name = key.removesuffix(SUM).removesuffix(TOTAL)

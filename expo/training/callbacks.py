@@ -66,10 +66,8 @@ class LogSteps(Callback):
 
 
 class Evaluate(Callback):
-    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each.
-
-    The policy that is best on the problems to choose by is kept in checkpoints/best, see `dataset.validation`.
-    """
+    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions, and the policy
+    that is best on the problems to choose by in checkpoints/best, see `dataset.validation`."""
 
     def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
         self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
@@ -153,17 +151,14 @@ class Evaluate(Callback):
         return better
 
     def end_early(self, trainer: Trainer) -> None:
-        """End the run where `evaluation.patience` has run out."""
         if self.idle >= (self.run.cfg.evaluation.patience or math.inf):
             self.stop.enough = trainer.should_stop = True
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Return one row per rollout of a step, with the positive of its problem and why candidates were rejected.
-
-    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by
-    token, with log π(c_t|q, c_<t) under the policy as it is now, after the step.
-    """
+    """Return one row per rollout of a step, or one of a problem without any, with its positive and why candidates were
+    rejected. A problem's first row has the positive by tokens, with log π(c_t|q, c_<t) under the policy after the
+    step."""
     logps = iter(pipeline.scorer.token_logp([g.prompt for g, _ in e.positives], [c.ids for _, c in e.positives]))
     decode = pipeline.tools.tokenizer.batch_decode
     rows: list[dict[str, Any]] = []
@@ -216,11 +211,8 @@ class Interrupted(Exception):
 
 class Stop(Callback):
     """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an
-    evaluation, at once.
-
-    A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each
-    process, and who watches over them tells them again.
-    """
+    evaluation, at once. A second signal ends the process the ordinary way, but not on several devices: a cluster tells
+    each process, and who watches over them tells them again."""
 
     def __init__(self, stop_after: int | None):
         self.stop_after, self.signal, self.evaluates = stop_after, 0, False
@@ -257,13 +249,10 @@ class Stop(Callback):
 
 
 def passed(metrics: Mapping[str, float], k: int) -> str:
-    """Return the progress line's word on the last evaluation; "" before there is one."""
     return f"pass@{k} {metrics[f'pass@{k}']:.3f}" if metrics else ""
 
 
 class ShowProgress(Callback):
-    """A bar with the reward and the last evaluation; plain lines where nobody watches a terminal."""
-
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
         self.said, self.name = 0.0, label(run.cfg)

@@ -100,8 +100,7 @@ def save_model(
     summary: dict[str, Any],
     goes_on: bool = False,
 ) -> None:
-    """Save a policy as a Hugging Face folder: first under another name, so that a full disk leaves no half of it in its
-    place."""
+    """Save a policy as a Hugging Face folder, first under another name: a full disk leaves no half in its place."""
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     with disk_errors(partial):

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Collapsed(Exception):
-    """The policy has collapsed, and the run stops: `trainer.on_collapse` says so, or no checkpoint is left to roll back
-    to."""
+    """The policy has collapsed, and the run stops: `trainer.on_collapse` says so, or no way back is left."""
 
 
 class WatchHealth(Callback):
@@ -89,8 +88,7 @@ class WatchHealth(Callback):
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
-        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, whose
-        reward chooses it."""
+        """Return whether a best checkpoint is kept: only where the current policy makes the rollouts that choose it."""
         return self.action != "warn" and module.conf.acts_every_step
 
     def collapses_in(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
@@ -103,8 +101,7 @@ class WatchHealth(Callback):
         return collapses
 
     def see_evaluation(self, trainer: Trainer) -> None:
-        """Watch an evaluation that is new since the last call: where rollouts are not the policy's own, nothing else
-        shows a collapse."""
+        """Watch a new evaluation: where rollouts are not the policy's own, nothing else shows a collapse."""
         if self.run.metrics is not self.seen:
             self.seen = self.run.metrics
             if collapses := self.collapses_in(self.seen, trainer.current_epoch):
@@ -112,11 +109,9 @@ class WatchHealth(Callback):
 
     @property
     def about_best(self) -> str:
-        """Return the message's words on the best checkpoint."""
         return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
 
     def tell(self, trainer: Trainer, collapses: list[Collapse]) -> None:
-        """Report collapses in the terminal, the summary and the loggers."""
         self.run.collapses = [*self.run.collapses, *map(asdict, collapses)]
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
         log_summary(trainer.loggers, self.run.summary())
@@ -139,8 +134,7 @@ class WatchHealth(Callback):
         trainer.save_checkpoint(self.path)
 
     def roll_back(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
-        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where that was done before, or
-        cannot be."""
+        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where it cannot, or did."""
         stopped = f"stopped at step {collapse.noticed}"
         if self.rolled_back_to == self.best_step:
             again = f"{collapse.metric} collapses once more after the return to step {self.best_step}, the best so far"

@@ -60,10 +60,7 @@ def _start(
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
-    """Wait for the processes of a run; where one ends badly, end the others, and say which it was.
-
-    Returns the run's exit code.
-    """
+    """Wait for a run's processes, and return its exit code; where one ends badly, end the others, and say which."""
     good = {0, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # a stop that was asked for ends all after the same step
     codes: list[int | None] = [None]
     while None in codes and all(code is None or code in good for code in codes):
@@ -86,7 +83,6 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
 
 
 def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait a while for processes to end by themselves, then kill the others."""
     until = time.monotonic() + GRACE_S
     while any(process.poll() is None for process in started) and time.monotonic() < until:
         time.sleep(POLL_S)

@@ -22,8 +22,7 @@ TAKEN = ".taken_over"  # there until the loggers have been told of the steps tak
 
 
 def check_problems(run: Run, evaluator: Evaluator) -> None:
-    """Raise UserError where an earlier session of a run was evaluated on other problems, as after a version that reads
-    the data otherwise."""
+    """Raise UserError where an earlier session was evaluated on other problems, read by another version."""
     goes_on = not run.cfg.fresh and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
     if goes_on and not _same_problems(run.dir, evaluator):
         why = "was begun with other held-out problems, by a version of expo that read the data otherwise"
@@ -37,12 +36,8 @@ def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
 
 
 def inherit(run: Run, evaluator: Evaluator) -> int:
-    """Begin a run from the checkpoint of one with fewer steps, the longest there is. Returns the step, 0 where there is
-    none.
-
-    Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no
-    evaluation that only the shorter run's end asked for.
-    """
+    """Begin a run from the checkpoint of the longest one with fewer steps; say which it is, or why it cannot be used.
+    Returns the step, 0 where there is none. No evaluation is taken over that only the shorter run's end asked for."""
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
     for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):
@@ -71,8 +66,7 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
 
 
 def replay(run: Run, loggers: Sequence[Logger]) -> None:
-    """Send the scalars of earlier sessions to the loggers that may lack some; those taken over from a shorter run to
-    all, once."""
+    """Send earlier sessions' scalars to the loggers that may lack some; a shorter run's to all, once."""
     taken = run.dir / TAKEN
     for tracker in trackers(loggers):
         if tracker.skips_sent or (taken.is_file() and not isinstance(tracker, JsonlLogger)):
@@ -84,8 +78,7 @@ def replay(run: Run, loggers: Sequence[Logger]) -> None:
 
 
 def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
-    """Yield the runs that differ from one in a smaller `trainer.max_steps` alone, each with the step of its
-    checkpoint."""
+    """Yield the runs that differ in a smaller `trainer.max_steps` alone, each with the step of its checkpoint."""
     cfg = run.cfg
     for path in Path(cfg.output_dir).glob("*/*/config.yaml"):
         summary = read_summary(path.parent)
@@ -108,13 +101,11 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
 
 
 def _evaluated(cfg: Config, step: int) -> bool:
-    """Return whether a run is evaluated at a step that is not its last one."""
     return step == 0 or bool(cfg.evaluation.every and step % cfg.evaluation.every == 0)
 
 
 def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
-    """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
-    complete."""
+    """Copy the first steps' files from another run, the checkpoint last: a kill leaves no half that looks complete."""
     step = step_of(checkpoint)
     earlier = [line for line in read_lines(other.dir) if line["step"] <= step]
     lines = [line for line in earlier if "loss/total" in line or _evaluated(run.cfg, line["step"])]

@@ -17,8 +17,7 @@ from expo.config import Config, UserError
 
 
 def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
-    """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one
-    before it."""
+    """Raise UserError where a run's disk has no room for its checkpoints: each is written beside the one before it."""
     weights = size_of(module.without_base(module.state_dict()))
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
@@ -38,7 +37,6 @@ def check_room(path: Path, content: Any) -> None:
 
 
 def size_of(content: Any) -> int:
-    """Return the bytes of all tensors in nested plain data."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -49,7 +47,6 @@ def size_of(content: Any) -> int:
 
 
 def gib(size: float) -> str:
-    """Format a number of bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 

@@ -16,11 +16,8 @@ from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
-    """Data parallel with all weights on each device. `Updates.take_step` sums the gradients over devices
-    (`Ranks.add_gradients`), once per optimizer step.
-
-    DistributedDataParallel would do so in every backward pass, of which a step has many, and would average.
-    """
+    """Data parallel with all weights on each device. `Updates.take_step` sums gradients over devices once per update;
+    DistributedDataParallel would in every backward pass, of which a step has many, and would average."""
 
     def configure_ddp(self) -> None:
         """Begin with the first device's weights everywhere, and wrap nothing."""
@@ -31,10 +28,7 @@ class WholeReplicas(DDPStrategy):
 
 class ShardedWeights(WholeReplicas):
     """Data parallel with a share of the weights on each device; `expo.rollout.sharded` shards them when the run is
-    wired.
-
-    Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
-    """
+    wired. Checkpoints hold whole tensors: any number of devices goes on from them."""
 
     def configure_ddp(self) -> None:
         """Do nothing: the shares are those of one model."""
@@ -45,11 +39,9 @@ class ShardedWeights(WholeReplicas):
         return whole_state(self.lightning_module.state_dict(keep_vars=True), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return full tensors on the first device, which writes them."""
         return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this device's share of each tensor."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {

@@ -14,9 +14,8 @@ _RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Righ
 _PM = r"\pm"
 _DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
-_LESS, _MORE = (
-    rf"({sign}|\\(?:{sign_name}t|{sign_name}eq?(?:slant)?)(?![a-zA-Z]))" for sign, sign_name in (("<", "l"), (">", "g"))
-)
+_LESS, _MORE = (rf"(?:{sign}|\\(?:{name}t|{name}eq?(?:slant)?)(?![a-zA-Z]))" for sign, name in (("<", "l"), (">", "g")))
+_STRICT = ("<", r"\lt", ">", r"\gt", None)  # None: no end at all
 
 
 def readable(answer: str) -> str:
@@ -45,10 +44,8 @@ def refuses(answer: str, gold: str) -> bool:
 
 def sides(answer: str, gold: str) -> list[str]:
     r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; the caller checks that a
-    number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
-
-    Answers to an equation or a list are one side; so is the set in `x \in S`, and the interval of an inequality.
-    """
+    number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is. Answers to an equation
+    or a list are one side; so is the set in `x \in S`, and the interval of an inequality."""
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:
         return [member[1]]
@@ -63,22 +60,15 @@ def sides(answer: str, gold: str) -> list[str]:
 
 def _interval(text: str) -> str | None:
     r"""Return the interval of `1 \le x < 2`, `x \ge 5`; None for anything else."""
-
-    def end(sign: str, brackets: str) -> str:
-        return brackets[sign not in ("<", r"\lt", ">", r"\gt")]
-
-    if low := re.fullmatch(rf"(?![a-zA-Z]\s*[<>\\])([^<>\\]+?)\s*{_LESS}\s*([a-zA-Z])", text):  # 5 < x
-        return rf"{end(low[2], '([')}{low[1]},\infty)"
-    if high := re.fullmatch(rf"(?![a-zA-Z]\s*[<>\\])([^<>\\]+?)\s*{_MORE}\s*([a-zA-Z])", text):
-        return rf"(-\infty,{high[1]}{end(high[2], ')]')}"
-    if down := re.fullmatch(rf"([^<>\\]+?)\s*{_MORE}\s*[a-zA-Z]\s*{_MORE}\s*(.+)", text):
-        return f"{end(down[3], '([')}{down[4]},{down[1]}{end(down[2], ')]')}"
-    if both := re.fullmatch(rf"([^<>\\]+?)\s*{_LESS}\s*[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return f"{end(both[2], '([')}{both[1]},{both[4]}{end(both[3], ')]')}"
-    if less := re.fullmatch(rf"[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return rf"(-\infty,{less[2]}{end(less[1], ')]')}"
-    if more := re.fullmatch(rf"[a-zA-Z]\s*{_MORE}\s*(.+)", text):
-        return rf"{end(more[1], '([')}{more[2]},\infty)"
+    for sign in (_LESS, _MORE):
+        letters = rf"[a-zA-Z]\s*{sign}\s*[a-zA-Z]$"  # of two, the first is what has an end
+        before = rf"(?:(?!{letters})([^<>\\]+?)\s*({sign})\s*)?"
+        found = re.fullmatch(rf"{before}[a-zA-Z](?:\s*({sign})\s*(.+))?", text)
+        if found and any(found.groups()):
+            left, right = (found[1], found[2]), (found[4], found[3])
+            (low, above), (high, below) = (left, right) if sign is _LESS else (right, left)
+            opening, closing = "(" if above in _STRICT else "[", ")" if below in _STRICT else "]"
+            return opening + (low or r"-\infty") + "," + (high or r"\infty") + closing
     return None
 
 
@@ -106,7 +96,6 @@ def _solved(answer: str, gold: str) -> bool:
 
 
 def _dots(answer: str, gold: str) -> bool:
-    """Refuse an answer that goes on for a gold answer that ends, and the other way round."""
     return bool(re.search(_DOTS, answer)) != bool(re.search(_DOTS, gold))
 
 
@@ -117,7 +106,6 @@ def _bases(answer: str, gold: str) -> bool:
 
 
 def _brackets(answer: str, gold: str) -> bool:
-    """Refuse a set for a tuple, and the other way round."""
     kinds = [_bracket(text) for text in (answer, gold)]
     return None not in kinds and kinds[0] != kinds[1]
 
@@ -161,5 +149,4 @@ def _has_digit(text: str) -> bool:
 
 
 def _crossed_out(answer: str, gold: str) -> bool:
-    r"""Refuse `\cancel{12}` for 12."""
     return bool(re.search(r"\\[bx]?cancel|\\st\b|\\sout", answer)) and "cancel" not in gold

@@ -27,7 +27,6 @@ AUTO = "auto"  # the gold answer itself says its kind
 
 
 def kind_for(gold: str, kind: str = AUTO) -> Kind:
-    """Return the kind by which answers are compared with a gold answer. Args: kind, a key of KINDS, or AUTO."""
     return KINDS[kind_of(gold) if kind == AUTO else kind]
 
 
@@ -101,7 +100,7 @@ def math_verify_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     wanted = quantity(gold) if how.numeric else None
     # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
     golds = (
-        [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
+        [Rational(wanted.number.value)]
         if wanted
         else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
@@ -129,7 +128,7 @@ def _parsed(text: str) -> list[Any]:
     from sympy import Rational
 
     if (plain_number := number(text)) is not None:
-        return [Rational(plain_number.value.numerator, plain_number.value.denominator)]
+        return [Rational(plain_number.value)]
     parsed: list[Any] = parse(rf"\boxed{{{_indexed_capitals(text)}}}", parsing_timeout=None)
     return parsed
 
@@ -139,8 +138,7 @@ UNIT_LETTER = "[cdghlmost]"  # which math-verify drops where a text ends in one 
 
 
 def _indexed_capitals(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay. A letter at
-    the end stays, too."""
+    r"""Return the text with an index at each capital letter, but not in sets and units: to math-verify R is r."""
     text = re.sub(rf"(?<![\\a-zA-Z])({UNIT_LETTER})\s*$", r"{\1}", text)
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{4}|\\c[ua]p", text):
         return text
@@ -160,11 +158,9 @@ def _indexed_capitals(text: str) -> str:
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
-    """Return whether math-verify takes the answer for the gold answer, and no number in it is only nearly the same.
-
-    It rounds to six places and drops what is smaller than 1e-15: 2^-99 is 2^-98 to it. In this direction only: taken as
-    the gold answer, what a model writes can equal any number.
-    """
+    """Return whether math-verify takes the answer for the gold answer, and no number in it is only nearly the same: it
+    rounds to six places, and 2^-99 is 2^-98 to it. In this direction only: taken as the gold answer, what a model
+    writes can equal any number."""
     from math_verify import verify
 
     golds, answers = _complex(golds, answers)

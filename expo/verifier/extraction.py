@@ -23,15 +23,11 @@ class Extraction:
         return None if answer is None else answer.strip()
 
     def stated(self, answer: str) -> str:
-        """Return the text that states an answer."""
         return self.state.replace("{answer}", answer)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, with nested braces; None for none.
-
-    One pass with a stack. `\boxed5` is `\boxed{5}`.
-    """
+    r"""Return the content of the last closed `\boxed{}`, `\fbox{}` or `\boxed5`, with nested braces; None for none."""
     text = text[-LONGEST_TEXT:]
     span: tuple[int, int] | None = None
     stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
@@ -48,8 +44,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _last(pattern: str) -> Callable[[str], str | None]:
-    """Return the function that finds the last match of a pattern: of that the first group that matched, where it has
-    any."""
+    """Return the function that finds the last match of a pattern, or in it the first of its groups that matched."""
     compiled = re.compile(pattern, re.DOTALL)
 
     def find(text: str) -> str | None:
@@ -91,11 +86,9 @@ WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
 
 
 def extraction(how: str, final: str = "{answer}") -> Extraction:
-    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
-    for a wrong pattern.
-
-    Args: final, how a text states an answer where `how` does not say it: a template with {answer} (`prompts.final`).
-    """
+    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown one, re.error
+    for a wrong pattern. Args: final, a template with {answer} (`prompts.final`) where `how` does not say how one is
+    stated."""
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:

@@ -50,7 +50,6 @@ class ByKind:
         self.conf = conf
 
     def kind(self, problem: Problem) -> str:
-        """Return the kind that a problem's answer is compared by, or AUTO."""
         return problem.kind if self.conf.kind == AUTO else self.conf.kind
 
     def settle(self, answer: str, problem: Problem) -> Verdict | None:
@@ -67,23 +66,16 @@ class ByKind:
         return f"the answer is no {kind}" if form is not None and form(problem.answer) is None else None
 
     def task(self, answer: str, problem: Problem) -> Task:
-        return f"{math_verify_verdict.__module__}.{math_verify_verdict.__name__}", (
-            answer,
-            problem.answer,
-            self.kind(problem),
-        )
+        function = f"{math_verify_verdict.__module__}.{math_verify_verdict.__name__}"
+        return function, (answer, problem.answer, self.kind(problem))
 
 
-class Matching:
-    """Takes the gold answer for a regular expression that the whole answer has to match: `verifier=regex`."""
-
-    accepts_itself = False
+class Matching(Judge):
+    """Takes the gold answer for a regular expression that the whole answer has to match: `verifier=regex`. A worker
+    matches, which can be killed: some patterns take for ever."""
 
     def __init__(self, conf: VerifierConf):
         self.conf = conf
-
-    def settle(self, answer: str, problem: Problem) -> Verdict | None:
-        return None  # some patterns take for ever: a worker can be killed
 
     def refuses(self, problem: Problem) -> str | None:
         try:
@@ -108,8 +100,6 @@ class ByFunction(Judge):
     (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer
     first.
     """
-
-    accepts_itself = False
 
     def __init__(self, conf: PythonVerifierConf):
         self.conf = conf

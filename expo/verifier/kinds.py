@@ -58,6 +58,7 @@ _NAMES_ANOTHER = re.compile(
     r"[A-J]\)|\([A-J]\b|(?:^|[^\w\s]\s*|\b(?:be|is|it|its|s|say|think|choose|pick|option|choice|answer|then|also|actually)\s+)"
     r"[A-J]\b|^is\b(?! (?:the )?(?:right|correct|answer))"
 )
+_LISTS = re.compile(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+")  # b, c
 
 
 def option(text: str) -> str | None:
@@ -66,15 +67,12 @@ def option(text: str) -> str | None:
     plain = _NAMED.sub("", bare(text))
     match = _LETTER.fullmatch(plain)
     if match and (
-        _NAMES_ANOTHER.search(match[2]) or _lists(plain) or set(re.findall("[a-z]+", match[2].lower())) & TURNS
+        _NAMES_ANOTHER.search(match[2])
+        or _LISTS.fullmatch(plain)
+        or set(re.findall("[a-z]+", match[2].lower())) & TURNS
     ):
         return None
     return None if match is None else match[1].upper() if match[1].upper() in OPTIONS else match[1]
-
-
-def _lists(plain: str) -> bool:
-    """Return whether a text is a list of letters: `b, c`."""
-    return re.fullmatch(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+", plain) is not None
 
 
 def option_text(text: str) -> str:
@@ -84,8 +82,7 @@ def option_text(text: str) -> str:
 
 
 def date(text: str) -> tuple[Any, ...] | None:
-    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024, whose order is not known,
-    the parts."""
+    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024 the parts, in order."""
     plain = bare(text).lower()
     if parts := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", plain):
         first, second, year = int(parts[1]), int(parts[3]), int(parts[4])
@@ -186,8 +183,6 @@ def compact(text: str) -> str:
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a list, tuple or set, in order."""
-
     bracket: str  # "(", "{", "or" between words, or ""
     members: tuple[Any, ...]
     names: tuple[str, ...] = ()  # of the members, where they have some: x=1, y=2
@@ -216,8 +211,7 @@ class Members:
 
 
 def members(text: str) -> Members | None:
-    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None where there is only one, or one
-    is no number and no word."""
+    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None for one, or for any other."""
     plain = bare(text)
     bracketed = re.fullmatch(r"(\(|\\\{|\{)(.*?)(\)|\\\}|\})", plain, re.DOTALL)
     bracket, inner = (bracketed[1].lstrip("\\"), bracketed[2]) if bracketed else ("", plain)
@@ -295,7 +289,6 @@ KINDS = {
 
 @lru_cache(maxsize=2**14)
 def kind_of(gold: str) -> str:
-    """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
     return next((name for name, holds in _TESTS if holds(plain) or (name == "json" and holds(gold))), "expression")
 
@@ -314,10 +307,6 @@ def doubt(gold: str) -> str | None:
 
 def _quantity_kind(name: str, holds: Callable[[str], bool]) -> tuple[str, Callable[[str], bool]]:
     return name, lambda plain: (stated := quantity(plain)) is not None and holds(stated.unit)
-
-
-def _is_data(text: str) -> bool:
-    return re.match(r"\s*[\[{]", text) is not None and data(text) is not None and re.search(r"[\"{]", text) is not None
 
 
 def _is_opaque(plain: str) -> bool:
@@ -352,7 +341,7 @@ _TESTS: list[tuple[str, Callable[[str], bool]]] = [
     _quantity_kind("percentage", lambda unit: unit == "%"),
     _quantity_kind("money", lambda unit: unit in ("$", "€", "£", "¥", "₹", "₩", "₽")),
     _quantity_kind("quantity", lambda unit: bool(unit)),
-    ("json", _is_data),
+    ("json", lambda text: bool(re.match(r"\s*[\[{]", text) and re.search(r"[\"{]", text)) and data(text) is not None),
     ("exact", _is_opaque),
     ("notation", lambda plain: NOTATION.search(plain) is not None),
     ("matrix", lambda plain: r"\begin{" in plain),

@@ -84,16 +84,15 @@ class Number:
         return str(self.value)
 
     def agrees(self, other: "Number") -> bool:
-        """Return whether both are one number.
-
-        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ by a
-        float's noise are one. Else only equal values are equal.
-        """
+        """Return whether both are one number: a decimal of FEWEST_DIGITS is the fraction without an end that it is
+        rounded from, decimals that differ by a float's noise are one, and else equal values alone."""
         if self.value == other.value:
             return True
         if self.digits is None or other.digits is None:
             decimal, exact = (other, self) if self.digits is None else (self, other)
-            return not _ends(exact.value) and decimal.stands_for(exact.value)
+            bottom = exact.value.denominator
+            ends = pow(10, bottom.bit_length(), bottom) == 0  # as a decimal: no prime but 2 and 5 is in it
+            return not ends and decimal.stands_for(exact.value)
         noisy = max(self.digits, other.digits) >= FLOAT_DIGITS
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
@@ -102,15 +101,6 @@ class Number:
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
         return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
-
-
-def _ends(value: Fraction) -> bool:
-    """Return whether a value is a decimal with an end."""
-    bottom = value.denominator
-    for prime in (2, 5):
-        while bottom % prime == 0:
-            bottom //= prime
-    return bottom == 1
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,6 @@ def number(text: str) -> Number | None:
 
 
 def _leading(text: str) -> tuple[Number, int] | None:
-    """Return the number that a text begins with, and where it ends."""
     matches = [match for pattern in NUMBERS if (match := pattern.match(text))]
     if not matches:
         return None

@@ -64,12 +64,9 @@ class Verifier:
         self.extraction = extraction(self.conf.extract, self.final)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
-        """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of
-        math-verify are cached (`answers.math_verify_verdict`). The future ends in a Verdict, or in VerifierError where
-        no worker can be started.
-
-        Args: problem, or its gold answer alone.
-        """
+        """Judge one completion: at once where the judge settles it, else in a worker, where verdicts of math-verify are
+        cached. The future ends in a Verdict, or in VerifierError where no worker can be started. Args: problem, or its
+        gold answer."""
         if isinstance(problem, str):
             problem = Problem("", "", problem)
         result = Judging()
@@ -92,7 +89,6 @@ class Verifier:
             raise UserError(f"verifier._target_: {judge}.settle: {error}; None sends the answer to a worker") from error
 
     def verify(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
-        """Return the verdicts in order, all judged at once by the workers."""
         return [verdict for verdict, _ in self.score(completions, problems)]
 
     def score(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[tuple[Verdict, float]]:
@@ -102,12 +98,10 @@ class Verifier:
         return self.ranks.whole([(future.result(), future.score) for future in futures])
 
     def drop(self) -> None:
-        """Judge nothing more of what is queued."""
         while not self._tasks.empty():
             self._tasks.get()
 
     def close(self) -> None:
-        """End the workers after what is queued."""
         with self._lock:
             threads, self._threads = self._threads, []
         for _ in threads:
@@ -157,8 +151,7 @@ class Verifier:
             worker.kill()
 
     def _tell(self, function: str, raised: str) -> None:
-        """Warn once of an exception that a user's judge raised: the answer counts as unparseable. math-verify raises on
-        much that is no answer."""
+        """Warn once of what a user's judge raised: the answer counts as unparseable. math-verify raises on much."""
         if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)

@@ -62,8 +62,7 @@ def spelled(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    r"""Return the text without a pair of braces, or `\mathbf{}`, around the whole of it, unless it is a set or a
-    dictionary."""
+    r"""Return the text without braces, or `\mathbf{}`, around the whole of it, unless it is a set or a dictionary."""
     while (opening := re.match(BOLD, text)) and text.endswith("}") and text != "{}":
         depth, inner, parted = 1, text[opening.end() : -1], False
         for brace in re.findall(r"\\.|[{}(\[\])]|[,;:\"]", inner):

@@ -62,8 +62,7 @@ class Worker:
             self._spawn(again=False)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly
-        worked."""
+        """Return whether an answer came in time. Raises TimeoutError where the worker has hardly worked."""
         began, latest = _cpu_s(self.process.pid), time.monotonic() + max(BACKSTOP * timeout_s, LEAST_BACKSTOP_S)
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
@@ -129,7 +128,6 @@ def _without_main() -> Iterator[None]:
 
 
 def _cpu_s(pid: int | None) -> float:
-    """Return the CPU time that a process has used, in seconds."""
     try:
         used = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
@@ -150,10 +148,8 @@ def _start_forkserver() -> None:
 
 
 def _let_go_of_the_forkserver() -> None:
-    """Close the worker's copy of the pipe through which the forkserver, its parent, sees that the trainer is gone.
-
-    Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
-    """
+    """Close the worker's copy of the pipe by which its parent sees that the trainer is gone. Else a worker that hangs
+    keeps the forkserver, and so itself, alive for ever after a trainer that was killed."""
     server: Any = vars(forkserver)["_forkserver"]
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
@@ -161,7 +157,6 @@ def _let_go_of_the_forkserver() -> None:
 
 
 def _peak_mb(pid: int | None) -> float:
-    """Return the peak resident memory of a process in MiB; 0 where it is gone."""
     try:
         with open(f"/proc/{pid}/status") as status:
             return next((int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")), 0.0)

@@ -35,12 +35,9 @@ Entries = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the ke
 
 @dataclass
 class Bank:
-    """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not
-    finished.
-
-    `identity` is that of `bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
-    the weights, which tells what a hub id does not. It stands in each part, too.
-    """
+    """A folder of parts, each with the explanations of consecutive steps; one without its SHA-256 beside it was not
+    finished. `identity`, which stands in each part, is `bank_identity` (model, prompts, data, sampling, seed) and the
+    weights' `fingerprint`, which tells what a hub id does not."""
 
     folder: Path
     identity: str
@@ -48,20 +45,16 @@ class Bank:
     price: float = 0.0  # seconds of writing for each token of that part; 0 where an earlier expo wrote it
 
     def parts(self) -> dict[Path, range]:
-        """Return the finished parts and their steps."""
         matches = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
         return {p: range(int(m[1]), int(m[2]) + 1) for p, m in matches.items() if m and is_signed(p)}
 
     def missing(self, steps: Iterable[int]) -> list[int]:
-        """Return the steps that no part covers."""
         written = self.parts().values()
         return [step for step in steps if not any(step in covered for covered in written)]
 
     def find(self, request: Request) -> Completion:
-        """Return the banked explanation for a request.
-
-        Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
-        """
+        """Return the banked explanation for a request. Raises UserError where there is none, or not of this prompt, or
+        where its part was changed."""
         step = request.key.step
         self.load(step)
         row = self.steps.get(step, {}).get(request.key.row)
@@ -74,7 +67,6 @@ class Bank:
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
     def load(self, step: int) -> None:
-        """Read the part that covers a step, unless it is the one in memory."""
         if step not in self.steps:
             self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
 
@@ -111,13 +103,10 @@ class Bank:
 
 
 class BankedEngine(Engine):
-    """Serve explanations from a bank on disk; what the bank lacks, the policy's own engine writes first.
-
-    It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
-    steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; initial, a context in which the policy has its initial weights again; ranks, the processes of
-    the run.
-    """
+    """Serve explanations from a bank on disk. What it lacks, the policy's own engine writes first, with the weights
+    that the policy began with: whole blocks of steps, about PART explanations at once. Args: steps, those of the run;
+    requests_of, the requests of a step for all of its problems, whatever its rollouts are; initial, a context in which
+    the policy has its initial weights."""
 
     def __init__(
         self,
@@ -142,10 +131,8 @@ class BankedEngine(Engine):
 
     def shared_s(self, read: Sequence[Completion]) -> float:
         """Estimate the seconds to add to this run's own, so that runs compare whoever wrote the bank: what the given
-        explanations took, less what this run has spent on writing since the last call.
-
-        It is negative where the run wrote more than it read. Tokens × seconds per token of the part that was read last.
-        """
+        explanations took, by tokens and the last part's price, less what this run has spent on writing since the last
+        call."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
@@ -180,8 +167,7 @@ class BankedEngine(Engine):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of numbers from every weight of the initial policy; those of a LoRA adapter, which begins as
-    nothing, do not count."""
+    """Return a hash of numbers of every weight of the initial policy, but for a LoRA adapter: it begins as nothing."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if "lora_" not in name:
@@ -193,6 +179,5 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _consecutive(steps: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the steps in runs without a gap."""
     for _, run in groupby(enumerate(steps), lambda place: place[1] - place[0]):
         yield [step for _, step in run]

@@ -9,10 +9,8 @@ from expo.step.positives.properties import Scorer
 
 @dataclass
 class ExplanationCache:
-    """Explanations by problem, each with the step that made it, and so the policy's version. `steps=0` caches nothing.
-
-    `max_drop` is in nats per token.
-    """
+    """Explanations by problem, each with the step that made it. `steps=0` caches nothing; `max_drop` is in nats per
+    token."""
 
     steps: int
     max_drop: float
@@ -20,8 +18,7 @@ class ExplanationCache:
     entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
     def find(self, batch: Batch, scorer: Scorer) -> Candidates:
-        """Return the cached explanations of the batch's problems; drop those that are too old, or too unlikely by
-        now."""
+        """Return the cached explanations of the batch's problems; drop those too old, or too unlikely by now."""
         self.entries = {
             key: entries for key, entries in self.entries.items() if batch.step - entries[0][0] <= self.steps
         }
@@ -41,7 +38,6 @@ class ExplanationCache:
         return good
 
     def keep(self, positives: Candidates, batch: Batch, scorer: Scorer) -> None:
-        """Cache the explanations made at this step, without their measured properties."""
         if not self.steps or not positives:
             return
         rows = [(batch.prompts[i], c.ids) for i, explanations in positives.items() for c in explanations]
@@ -52,14 +48,12 @@ class ExplanationCache:
         self.entries |= entries
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries as plain data, for a checkpoint."""
         return {
             key: [(step, logp, asdict(candidate)) for step, logp, candidate in entries]
             for key, entries in self.entries.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the entries of a checkpoint."""
         names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
             key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in entries]

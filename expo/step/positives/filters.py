@@ -40,15 +40,13 @@ FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
 
 
 def rejection(written: Written, filters: Sequence[str]) -> str | None:
-    """Filter a candidate: return the name of the first of `filters` that holds, or None for a candidate that may be
-    used."""
+    """Return the name of the first of `filters` that rejects a candidate; None for one that may be used."""
     return next((name for name in filters if FILTERS[name](written)), None)
 
 
 def early_answer(text: str, question: str, answer: str, final_marker: str = "") -> bool:
-    """Return whether the first of several sentences states the answer, which the question does not contain, or the text
-    begins with its final statement. Such an "explanation" starts from what it should arrive at.
-    """
+    """Return whether a text begins with its final statement, or the first of several sentences states the answer, which
+    the question does not: it starts from what it should arrive at."""
     flat = " ".join(text.split())
     if final_marker and flat.lstrip("$*# ").startswith(final_marker):
         return True

@@ -5,6 +5,7 @@ completion, log π(a*|q, c) - log π(a*|q, c_own), the *answer lift*.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,7 +39,6 @@ class Scorer:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Return the tokens that end a completion."""
         return eos_ids(causal_lm(self.model), self.tokenizer)
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
@@ -64,12 +64,8 @@ class Scorer:
         return self.logp(prompts, completions) / torch.tensor([len(c) for c in completions]).clamp(min=1)
 
     def answer_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids], answers: Sequence[str]) -> Tensor:
-        """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`,
-        in nats.
-
-        It is written as the completion writes its own: with the white space, or whatever else, that its tokens join to
-        it.
-        """
+        """Return log π(a*|q, c) of the final statement after a completion's reasoning: `[N]`, in nats. It is written as
+        the completion writes its own: with the white space, or whatever else, that its tokens join to it."""
         reasoned = [self.reasoning(c) for c in completions]
         contexts = [[*q, *ids] for q, (ids, _) in zip(prompts, reasoned, strict=True)]
         stated = [
@@ -79,11 +75,8 @@ class Scorer:
         return self.logp(contexts, stated)
 
     def reasoning(self, completion: Ids) -> tuple[list[int], str]:
-        """Return the completion's tokens before its last final statement, and the text between them and the statement.
-
-        Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or
-        step.
-        """
+        """Return the tokens before a completion's last final statement, and the text between. Without one, all is
+        reasoning; of a completion that was cut off, all up to its last whole sentence or step."""
         ids = list(completion)
         ended = bool(ids) and ids[-1] in self.ends
         if ended:
@@ -99,13 +92,7 @@ class Scorer:
 
     def _within(self, ids: list[int], position: int) -> list[int]:
         """Return the most tokens whose text, without white space at its end, ends at or before a position."""
-        low, high = 0, len(ids)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self.text(ids[:middle]).rstrip()) <= position:
-                low = middle
-            else:
-                high = middle - 1
+        low = bisect_right(range(1, len(ids) + 1), position, key=lambda n: len(self.text(ids[:n]).rstrip()))
         while low and len(self.text(ids[:low])) > position:  # white space that a token shares with what follows
             low -= 1
         return ids[:low]
@@ -115,15 +102,13 @@ class Scorer:
 
 
 def with_logp(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
-    """Return the candidates with mean log π(c|q)."""
     rows = [(groups[i].prompt, c.ids) for i, some in candidates.items() for c in some]
     means = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
     return {i: [replace(c, logp_given_q=next(means)) for c in some] for i, some in candidates.items()}
 
 
 def with_logp_given_answer(scorer: Scorer, candidates: Candidates) -> Candidates:
-    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer; only those that were
-    written have one."""
+    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer, where one was written."""
     written = [(c.prompt, c.ids) for some in candidates.values() for c in some if c.prompt is not None]
     means = iter(scorer.mean_logp([prompt for prompt, _ in written], [ids for _, ids in written]).tolist())
     return {
@@ -133,8 +118,7 @@ def with_logp_given_answer(scorer: Scorer, candidates: Candidates) -> Candidates
 
 
 def with_lift(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
-    """Return the candidates with the answer lift over the median of the first rollouts of each problem, made without a
-    hint, where there are rollouts."""
+    """Return the candidates with the answer lift over the median of each problem's first rollouts without a hint."""
     groups = {i: group.unaided for i, group in groups.items()}
     if not candidates or not any(group.completions for group in groups.values()):
         return candidates

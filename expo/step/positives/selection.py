@@ -31,10 +31,6 @@ def _two_properties(usable: Sequence[Candidate], problem: Problem, conf: SelfExp
     return [max(usable, key=rank)]
 
 
-def _threshold(usable: Sequence[Candidate], problem: Problem, conf: SelfExplanationConf) -> list[Candidate]:
-    return [c for c in usable if _logp(c) >= conf.min_logp and _lift(c) >= conf.min_lift]
-
-
 def _oracle_sound(usable: Sequence[Candidate], problem: Problem, conf: SelfExplanationConf) -> list[Candidate]:
     assert problem.oracle is not None  # see `expo.config.rules`
     return [c for c in usable if problem.oracle(problem.question, c.text).sound][:1]
@@ -47,7 +43,10 @@ SELECTIONS: dict[str, Select] = functions_of(
         "first": lambda usable, problem, conf: [usable[0]],
         "most_likely": lambda usable, problem, conf: [max(usable, key=_logp)],  # largest mean log π(c|q) per token
         "two_properties": _two_properties,  # best weighted rank by log π(c|q) and by answer lift
-        "threshold": _threshold,  # all that reach both limits
+        # All that reach both limits.
+        "threshold": lambda usable, problem, conf: [
+            c for c in usable if _logp(c) >= conf.min_logp and _lift(c) >= conf.min_lift
+        ],
         "oracle_sound": _oracle_sound,  # the data set's exact check of steps: for studies only
     },
 )

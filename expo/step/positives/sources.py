@@ -53,8 +53,7 @@ class PositiveSource:
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        """Return the candidates of the wanted problems, filtered: all that were considered, each with the filter that
-        rejects it."""
+        """Return all candidates of the wanted problems, each with the filter that rejects it, if one does."""
         return {}
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
@@ -63,14 +62,10 @@ class PositiveSource:
 
 
 class NoPositives(PositiveSource):
-    """No group gets a positive, as in plain GRPO."""
-
     conf: NoPositivesConf
 
 
 class WeightedSource(PositiveSource):
-    """A source with a gate and filters."""
-
     conf: SourceConf
 
     def __init__(self, conf: SourceConf):
@@ -115,13 +110,11 @@ class SelfExplanation(WeightedSource):
         return step % self.conf.snapshot_every == 0
 
     def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return, by index, the wanted problems for which there is an answer to show, each with that answer in place of
-        its own."""
+        """Return, by index, the wanted problems for which there is an answer to show, each with that answer."""
         shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
     def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
-        """Return the prompts that ask for the explanations."""
         return tools.prompts.explain_ids(tools.tokenizer, problems)
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
@@ -155,8 +148,7 @@ class SelfExplanation(WeightedSource):
 
 
 class STaR(SelfExplanation):
-    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR,
-    2203.14465)."""
+    """The policy's own right sample; where it has none, an explanation, a "rationalisation" (STaR, 2203.14465)."""
 
     conf: StarConf
 
@@ -179,10 +171,8 @@ class STaR(SelfExplanation):
 
 
 class ExpertParaphrase(SelfExplanation):
-    """The expert's solution in the policy's own words and at the length of its own rollouts.
-
-    A control: what is left of the gain when style and length are the policy's, but the reasoning is the expert's.
-    """
+    """The expert's solution in the policy's own words and at the length of its rollouts. A control: what is left of the
+    gain when style and length are the policy's, but the reasoning is the expert's."""
 
     conf: ParaphraseConf
 
@@ -207,14 +197,6 @@ class ExpertParaphrase(SelfExplanation):
         }
 
 
-def _true_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    return batch.problems[problem].answer
-
-
-def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    return tools.wrong_answer(groups[problem])
-
-
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one: 0.5 is no other than 1/2."""
     own, others = batch.problems[problem], [*batch.problems[problem + 1 :], *batch.problems[:problem]]
@@ -225,5 +207,11 @@ def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -
 
 ShownAnswer = Callable[[Batch, Groups, int, Tools], str | None]
 SHOWN: dict[str, ShownAnswer] = functions_of(
-    SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
+    SelfExplanationConf,
+    "shown_answer",
+    {
+        "true": lambda batch, groups, problem, tools: batch.problems[problem].answer,
+        "wrong": lambda batch, groups, problem, tools: tools.wrong_answer(groups[problem]),
+        "shuffled": _shuffled_answer,
+    },
 )
