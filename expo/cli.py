@@ -262,14 +262,15 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 
 def _score(cfg: Any, command: str) -> float | None:
-    """Return the objective of Hydra's sweepers: pass@k of the last evaluation, of the largest k; None where a command
-    has none."""
+    """Return the objective of Hydra's sweepers: pass@k of the last evaluation, of the largest k, on the validation
+    problems where there are any; None where a command has none."""
     from expo.runs.directory import Run
 
     if command not in ("train", "evaluate"):
         return None
     cfg = replace(cfg, fresh=False)  # it is made by now
-    return Run.find(cfg, command).metrics.get(f"pass@{max(cfg.k)}")
+    metrics, name = Run.find(cfg, command).metrics, f"pass@{max(cfg.k)}"
+    return metrics.get(f"validation/{name}", metrics.get(name))
 
 
 def _check_options(command: str, arguments: list[str]) -> None:

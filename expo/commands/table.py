@@ -83,7 +83,8 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         return code
     failed = [run for run in todo if not run.done]
     page = request.report_command
-    if failed and not request.results:  # a whole table is not overwritten by one with holes
+    # A whole table is not overwritten by one with holes.
+    if failed and (not request.results or (folder / "table.json").is_file()):
         folder = sweep / "results"
         page = shlex.join(["expo", "report", str(folder)])
     from expo.tables.finish import finish  # here, since matplotlib takes a second to import

@@ -11,6 +11,7 @@ import yaml
 
 from expo.config import UserError, make_folder, take_options
 from expo.config.key import check_values
+from expo.runs.health import marks_of
 from expo.runs.listing import RunFolder, run_folder
 from expo.runs.reading import read_lines, read_summary
 from expo.tables.plan import known_tables, plan_file, table_name
@@ -150,8 +151,11 @@ def upload(arguments: Sequence[str]) -> int:
         elif logger.sent_steps < 0:
             logger.log_metrics(folder.summary.get("metrics", {}))
         log_summary([logger], folder.summary)
+        waits = f"without step {logger.waiting}, whose evaluation was stopped: go on with the run, and upload it again"
+        told = [waits] if logger.waiting is not None else []
+        told += marks_of(folder.summary, read_lines(folder.dir)) if folder.command == "train" else []
         logger.close()
-        print(f"{folder.dir}: {_wandb_id(folder.dir)} in {options['project']} ({options['mode']})")
+        print(", ".join([f"{folder.dir}: {_wandb_id(folder.dir)} in {options['project']} ({options['mode']})", *told]))
     return 0
 
 

@@ -185,7 +185,8 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     run_config.fresh, run_config.trainer.stop_after = False, None
     earlier, run_config.differs = run_config.differs or "", None
     place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
-    if place.parent.name.startswith(run_config.dataset.name):  # where expo has put it, seen from here
+    is_in_place = place.parent.name.startswith(run_config.dataset.name)
+    if is_in_place:  # where expo has put it, seen from here
         run_config.output_dir = str(place.parents[1])
     if reason := _changed_since(run_config, directory):
         print(f"run={directory}: {reason}: this is no longer that run")
@@ -201,6 +202,9 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         base = dataclasses.replace(base, dataset=dataclasses.replace(base.dataset, eval_path=None))
     config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
+    if command == "train" and not is_in_place and read_summary(directory).get("identity") == identity(config):
+        where = f"{config.output_dir}/{config.dataset.name}/{directory.name}"
+        raise UserError(f"run={directory}: a run goes on only where expo has put it; move it to {where}")
     _print_changes(directory, run_config, config, command)
     return config
 

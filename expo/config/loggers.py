@@ -48,7 +48,7 @@ class WandbLoggerConf(LoggerConf):
     wandb: WandbConf = key(WandbConf, help="where W&B puts the run")
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
-        quoted = ",".join(f"'{tag}'" for tag in tags)
+        quoted = ",".join("'" + tag.replace("'", r"\'") + "'" for tag in tags)
         return [f"logger.wandb.group={table}", f"logger.wandb.job_type={arm}", f"logger.wandb.tags=[{quoted}]"]
 
 

@@ -1,6 +1,7 @@
 """Evaluate a policy: n samples per problem, verdicts, pass@k overall and per level, every completion kept."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expo.evaluation.files import join, kept_rows, save_rows
+from expo.evaluation.files import join, kept_rows, save_rows, seconds_of
 from expo.evaluation.tally import Tally
 from expo.ground.problem import Problem
 from expo.ground.progress import telling
@@ -69,10 +70,13 @@ class Evaluator:
             problems = self.problems[start : start + size]
             part = path.with_name(f".{path.stem}-{code}-{start:08d}.parquet")
             rows = None if fresh else kept_rows(part, problems, self.samples)
-            if rows is None:
+            if rows is not None:
+                tally.earlier_s += seconds_of(part)
+            else:
+                began = time.monotonic()
                 with telling(f"problems {start + 1} to {start + len(problems)} of {len(self.problems)}"):
                     rows = self._rows(engine, self.sampling, self.samples, start, problems)
-                save_rows(rows, part)
+                save_rows(rows, part, time.monotonic() - began)
             tally.add(rows)
             parts.append(part)
         join(parts, path)

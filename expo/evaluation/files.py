@@ -14,10 +14,17 @@ from expo.ground.problem import Problem
 log = logging.getLogger(__name__)
 
 
-def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as parquet: first under another name, so that a kill or a full disk leaves the earlier file."""
+def save_rows(rows: list[dict[str, Any]], path: Path, seconds: float = 0.0) -> None:
+    """Write rows as parquet: first under another name, so that a kill or a full disk leaves the earlier file. Args:
+    seconds, what they took."""
+    table = pa.Table.from_pylist(rows, metadata={"seconds": str(seconds)} if seconds else None)
     with beside(path) as partial:
-        pa.parquet.write_table(pa.Table.from_pylist(rows), partial, write_page_checksum=True)
+        pa.parquet.write_table(table, partial, write_page_checksum=True)
+
+
+def seconds_of(path: Path) -> float:
+    """Return what the rows of a part took, as `save_rows` was told; 0 of an earlier expo's."""
+    return float((pa.parquet.read_schema(path).metadata or {}).get(b"seconds", 0.0))
 
 
 def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:

@@ -34,6 +34,7 @@ class Tally:
     tokens: list[int] = field(default_factory=list)  # by completion, as all below
     truncated: list[bool] = field(default_factory=list)
     unparseable: int = 0
+    earlier_s: float = 0.0  # seconds that earlier sessions took for parts of these
     rewards: list[float] = field(default_factory=list)  # of a reward of one's own
     sound: list[bool] = field(default_factory=list)  # of the right ones, where the data set has an oracle
 
@@ -95,7 +96,8 @@ class Tally:
             yield f"/level{level}", [p for p, o in self.outcomes.items() if o.level == level]
         subjects = sorted({o.subject for o in self.outcomes.values() if o.subject})
         for subject in subjects if len(subjects) > 1 else ():
-            yield f"/{subject}", [p for p, o in self.outcomes.items() if o.subject == subject]
+            apart = "subject " if subject.startswith("level") else ""  # from the levels
+            yield f"/{apart}{subject}", [p for p, o in self.outcomes.items() if o.subject == subject]
 
 
 def _named(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:

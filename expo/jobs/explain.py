@@ -59,7 +59,9 @@ def explain(cfg: Config) -> int:
     print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
     table = Table("level", "written", "used", *MEASURES, "dropped because")
     for level in [*(levels if len(levels) > 1 else []), None]:
-        table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e["level"])]))
+        table.add_row(
+            "all" if level is None else str(level), *_cells([e for e in explanations if level in (None, e["level"])])
+        )
     wide_console().print(table, markup=False)
     return 0
 

@@ -184,7 +184,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
             WatchHealth(run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)),
             Evaluate(evaluator, run, stop),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
-            KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
+            KeepCheckpoint(run, lineage(cfg)),
         ],
         reload_dataloaders_every_n_epochs=1,  # its loader knows which step it is
         enable_progress_bar=False,

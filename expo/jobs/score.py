@@ -44,6 +44,7 @@ def evaluate(cfg: Config, run: Run) -> None:
         tally = evaluator.evaluate_into(engine, path, run.code_mark, cfg.fresh)
         greedy = evaluator.greedy(engine) if cfg.evaluation.greedy else []
         engine.close()
+    run.earlier_s += tally.earlier_s
     run.write_config()
     if greedy:
         save_rows(greedy, run.dir / "completions" / "greedy.parquet")

@@ -83,6 +83,8 @@ class Wandb(Tracker, WandbLogger):
         self.log_table(name, columns, rows, step=step)
 
     def log_record(self, record: Mapping[str, Any]) -> None:
+        if str(record.get("reason", "")).startswith("Collapsed"):
+            self._send()  # no session goes on from here
         if not self.lost:
             with self.telling():
                 self.experiment.summary.update(dict(record))
@@ -91,10 +93,15 @@ class Wandb(Tracker, WandbLogger):
         with self.telling():
             self.experiment.alert(title, text)
 
-    def finalize(self, status: str) -> None:
+    @property
+    def waiting(self) -> int | None:
+        """Return the step whose evaluation was stopped: the session that goes on sends all of it."""
         step = self.row.get("trainer/global_step", 0)
-        if not self.cfg.is_evaluated(step) or last_evaluation(self.directory, step):
-            self._send()  # else its evaluation was stopped, and the session that goes on sends all of the step
+        return step if self.cfg.is_evaluated(step) and not last_evaluation(self.directory, step) else None
+
+    def finalize(self, status: str) -> None:
+        if self.waiting is None:
+            self._send()
         super().finalize(status)
 
     def close(self) -> None:

@@ -259,7 +259,8 @@ class Health:
         dead where all answers are wrong.
         """
         learns = any(map(metrics.get, ("positive/used_frac", "hint/reward_mean", "distill/guided_frac")))
-        learns = learns or metrics.get("reward/mean") not in (None, 0.0, 1.0)
+        some = metrics.get("reward/mean") not in (None, 0.0, 1.0) and metrics.get("policy/grad_norm") != 0.0
+        learns = learns or some
         for still in STUCK:
             value = metrics.get(still.metric)
             equal = still.metric.startswith("reward/all_")

@@ -103,7 +103,9 @@ def visible_gpus() -> list[str]:
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    return (
+        named.split(",") if named and torch.cuda.is_available() else [str(i) for i in range(torch.cuda.device_count())]
+    )
 
 
 def stop_runs(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import is_sound
 from expo.ground.files import beside
+from expo.runs.arms import measured_otherwise, settings_in
 from expo.runs.health import marks_of
 from expo.runs.reading import commit_of, final_rows, read_lines, read_points, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Command, Plan, columns_of, is_rate
@@ -158,6 +160,9 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                 ours = theirs = [seed for seed in ours if seed in theirs]
             if ours and theirs:
                 arms[key]["against"] = arm.against
+                of = [[settings_in(asdict(run.cfg)) for run in done if run.arm == a][:1] for a in (key, arm.against)]
+                if otherwise := measured_otherwise(*of):
+                    arms[key]["measured_otherwise"] = {name: list(values) for name, values in otherwise.items()}
                 arms[key]["difference"] = {}
                 sides = [(key, seed) for seed in ours] + [(arm.against, seed) for seed in theirs]
                 for c in plan.columns:
@@ -198,14 +203,15 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps to average a scalar over: of NOT_EVERY_STEP, those at which every run that logs it has it; of
-    others None, all steps.
+    """Return the steps to average a scalar over: of NOT_EVERY_STEP and of an evaluation's, those at which every run
+    that logs it has it; of others None, all steps.
 
     A scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """
-    if name not in NOT_EVERY_STEP:
+    lines = [[line for line in read_lines(d) if line.get(name) is not None] for d in directories]
+    if name not in NOT_EVERY_STEP and not any("loss/total" not in line for of_run in lines for line in of_run):
         return None
-    by_run = [{step for step, _ in read_points(d, name)} for d in directories]
+    by_run = [{line["step"] for line in of_run} for of_run in lines]
     return set.intersection(*filter(None, by_run)) if any(by_run) else set()
 
 

@@ -46,7 +46,9 @@ class Curves:
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
-                curve(axis, [p for p in points if p], plan.arms[arm].label, styles(plan.arms)[arm])
+                has = [p for p in points if p]
+                some = f" ({len(has)} of {len(own)} runs)" if len(has) < len(own) else ""
+                curve(axis, has, plan.arms[arm].label + some, styles(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
@@ -76,11 +78,12 @@ class Bars:
             scale = 100 if is_rate(columns[0]) else 1
             cells = {arm: [record["arms"][arm]["columns"][c] for c in columns] for arm in arms}
             for arm, place in places(arms):
+                label = plan.arms[arm].label
                 for i, cell in enumerate(cells[arm]):
                     if cell is not None:
                         of = [scale * cell[name] for name in ("mean", "lo", "hi")]
-                        label = plan.arms[arm].label if i == 0 else ""
                         bar(axis, i + place, len(arms), of, styles(plan.arms)[arm], label)
+                        label = ""  # told once
             axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
             axis.set(ylabel="percent" if scale == 100 else "", title="measured here" if self.paper else "")
             if scale == 100:

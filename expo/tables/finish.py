@@ -21,7 +21,7 @@ from expo.tables.aggregate import aggregate, keep_runs
 from expo.tables.figures import drawers_of
 from expo.tables.plan import Plan, table_name
 from expo.tables.planned import PlannedRun
-from expo.tables.render import cells_of, markdown, wide_console
+from expo.tables.render import cells_of, markdown, measured_unlike, wide_console
 from expo.tables.request import read_record
 from expo.tables.sweep import distinct
 
@@ -55,6 +55,7 @@ def finish(
         "date": earlier["date"] if earlier else today,
         "rendered": f"rendered again by `{command}`, {today}" if earlier else "",
         "figures": list(drawers),
+        "scalars": plan.scalars,
         "arms": arms,
     }
     for heading, scalar in plan.scalars.items():
@@ -74,6 +75,8 @@ def finish(
             figure.savefig(partial, metadata={"Date": None}, format="svg")
         plt.close(figure)
     print_means(plan, record)
+    if unlike := measured_unlike(record):
+        print(f"expo: {unlike}", file=sys.stderr)
     print(f"table and figures: {folder}")
     return record
 

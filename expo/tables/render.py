@@ -33,6 +33,9 @@ def count_told(count: float) -> str:
 def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
     numbers, where there are any, in columns of their own that say so."""
+    scalars = record.get("scalars", plan.scalars)
+    if other := next((heading for heading, name in plan.scalars.items() if scalars.get(heading) != name), None):
+        raise KeyError(other)
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
     differs = any("difference" in arm for arm in record["arms"].values())
     last = (plan.headings or plan.columns)[-1]
@@ -63,7 +66,7 @@ def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[lis
             few = " (few)" if difference and len(difference["seeds"]) < FEW else ""
             of = _some_runs(difference, arm["runs"])
             cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{of}{few}" if difference else "")
-        cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
+        cells += ["–" if (v := arm["scalars"][heading]) is None else f"{v:.3g}" for heading in plan.scalars]
         *tokens, seconds = (arm["cost"][name] for name in ("generated tokens", "trained tokens", "seconds"))
         cells += ["–" if number is None else count_told(number) for number in tokens]
         rows.append([arm["label"], *cells, f"{seconds:.0f}", runs])
@@ -100,12 +103,24 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
     return f"Not all arms are evaluated on as many problems. {column}: {listed}."
 
 
+def measured_unlike(record: Mapping[str, Any]) -> str:
+    """Return a sentence about each difference of two arms that were evaluated otherwise; "" where there is none."""
+    told = [
+        f"{arm['label']} was evaluated otherwise than {record['arms'][arm['against']]['label']}: "
+        + ", ".join(f"{key} is {ours} and {theirs}" for key, (ours, theirs) in arm["measured_otherwise"].items())
+        for arm in record["arms"].values()
+        if "measured_otherwise" in arm
+    ]
+    return " ".join(f"{sentence}." for sentence in told)
+
+
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with how it was made."""
     heads, rows = cells_of(plan, record)
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in (heads, *rows)]
     lines = [f"## {plan.title}", "", lines[0], "|" + "---|" * len(heads), *lines[1:]]
-    return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"
+    notes = [made_by(record), unlike_problems(record), measured_unlike(record)]
+    return "\n".join([*lines, "", " ".join(filter(None, notes))]) + "\n"
 
 
 def _some_runs(cell: Mapping[str, Any] | None, runs: int) -> str:

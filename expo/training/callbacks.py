@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -194,15 +193,16 @@ class KeepCheckpoint(Checkpoint):
     """Writes a checkpoint every `every` steps and keeps the newest. Lightning's own callback skips a step without an
     update, as GRPO's all-wrong ones are."""
 
-    def __init__(self, folder: Path, every: int, lineage: str):
-        self.folder, self.every, self.lineage = folder, every, lineage
+    def __init__(self, run: Run, lineage: str):
+        self.run, self.lineage = run, lineage
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[LINEAGE] = self.lineage
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if (trainer.current_epoch + 1) % self.every == 0:
-            save_checkpoint(trainer, self.folder, trainer.current_epoch + 1)
+        if (trainer.current_epoch + 1) % self.run.cfg.trainer.checkpoint_every == 0:
+            save_checkpoint(trainer, self.run.dir / "checkpoints", trainer.current_epoch + 1)
+            self.run.write_summary("stopped")  # what a SIGKILL leaves behind knows the seconds until here
 
 
 class Interrupted(Exception):

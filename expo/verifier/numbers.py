@@ -2,7 +2,7 @@ r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3
 `60 km/h`. Values are exact fractions; which of them count as equal: `Number.agrees`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -120,7 +120,7 @@ class Quantity:
             return False
         # Between 0 and 1 a percentage is a value; elsewhere MATH's graders drop its sign.
         if self.unit == "%" and not gold.unit and 0 < abs(gold.number.value) < 1:
-            return Number(self.number.value / 100).agrees(gold.number)
+            return replace(self.number, value=self.number.value / 100, step=self.number.step / 100).agrees(gold.number)
         if gold.unit == "%" and not self.unit and Number(self.number.value * 100).agrees(gold.number):
             return 0 < abs(self.number.value) < 1
         return self.number.agrees(gold.number)

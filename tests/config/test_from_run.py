@@ -237,6 +237,18 @@ def test_training_on_is_the_very_run(tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+def test_a_run_that_lies_elsewhere_is_not_begun_anew(tmp_path):
+    cfg = compose_config("trainer.max_steps=3", f"output_dir={tmp_path}")
+    folder = save(cfg, run_dir(cfg))
+    (folder / "summary.json").write_text(json.dumps({"identity": identity(cfg), "status": "stopped"}))
+    moved = tmp_path / "else" / folder.name
+    moved.parent.mkdir()
+    folder.rename(moved)
+    with pytest.raises(UserError, match=f"goes on only where expo has put it; move it to {folder}"):
+        config_from_run("train", [f"run={moved}"])
+    assert config_from_run("train", [f"run={moved}", "seed=7"]).seed == 7  # its settings
+
+
 def test_a_run_is_named_by_a_pattern_or_its_identity(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = compose_config("trainer.max_steps=3")

@@ -5,7 +5,7 @@ from conftest import compose_config
 
 from expo.config import UserError, build
 from expo.evaluation import evaluate as module
-from expo.evaluation.files import save_rows
+from expo.evaluation.files import save_rows, seconds_of
 from expo.jobs.wiring import make_engine, make_evaluator
 from expo.runs.reading import first_rows, read_rows
 from expo.verifier.pool import Verifier
@@ -69,9 +69,11 @@ def test_what_was_made_before_a_stop_is_not_made_again(made, tmp_path, caplog):
         evaluator.evaluate_into(Counting(engine, stop_at=3), path, "c")
     assert not path.exists()
     first, second = sorted(tmp_path.glob(".eval-*.parquet"))
+    took = seconds_of(first)
+    assert took > 0
     second.write_bytes(second.read_bytes()[:-20])
     again = Counting(engine)
-    evaluator.evaluate_into(again, path, "c")
+    assert evaluator.evaluate_into(again, path, "c").earlier_s == took
     assert again.calls == 3  # the damaged one, and the two that were not made
     assert f"{second}: damaged" in caplog.text
     assert texts(read_rows(path)) == texts(evaluator.evaluate(engine).rows)

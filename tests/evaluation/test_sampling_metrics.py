@@ -65,6 +65,14 @@ def test_all_of_them_by_level_and_subject():
     assert "greedy" not in tally_of(rows, 3).sampling_metrics([], [1])
 
 
+def test_a_subject_that_is_called_like_a_level_is_no_level():
+    rows = [sample("a", "1", True, 1, "level1"), sample("b", "5", False, 1, "x")]
+    tally = tally_of(rows, 1)
+    assert tally.metrics([1])["pass@1/level1"] == 0.5
+    found = tally.sampling_metrics([], [1])
+    assert (found["mean@1/level1"], found["pass@1/subject level1"]) == (0.5, 1.0)
+
+
 def test_one_subject_is_not_told_apart():
     rows = [sample("a", "1", True, subject="Algebra")]
     assert not any("/" in name for name in tally_of(rows, 1).sampling_metrics([], [1]))

@@ -20,7 +20,7 @@ from expo.config import UserError
 from expo.loggers import trackers as loggers
 from expo.loggers.offline import may_grow, offline_files, read_offline
 from expo.loggers.sync import sync
-from expo.loggers.tracking import Session, chosen_loggers, log_step, make_loggers
+from expo.loggers.tracking import Session, chosen_loggers, log_step, log_summary, make_loggers
 from expo.runs import reading
 from expo.runs.arms import settings_of
 from expo.runs.directory import Run
@@ -190,6 +190,37 @@ def test_a_step_whose_evaluation_was_stopped_is_sent_whole_by_the_next_session(t
     ]
     losses = [{"_step": step, "loss/total": pytest.approx(0.1 * step)} for step in range(1, 7)]
     assert rows == [row | {3: {"pass@4": 0.3}, 6: {"pass@4": 0.6}}.get(row["_step"], {}) for row in losses]
+
+
+@pytest.mark.parametrize("reason", ["Collapsed: stopped at step 3", "EngineError: gone"])
+def test_the_step_at_which_a_run_collapses_is_sent(tmp_path, reason):
+    cfg = compose_config("logger=wandb", "logger.wandb.mode=offline", f"output_dir={tmp_path}", "evaluation.every=3")
+    found = Run(cfg, tmp_path / "ladder" / "a")
+    found.dir.mkdir(parents=True)
+    loggers_ = make_loggers(Session(cfg, found.dir, resume_step=0))
+    for step in (1, 2, 3):
+        log_step(loggers_, {"loss/total": 0.1 * step}, step)
+    for logger in loggers_:
+        logger.finalize("failed")
+    log_summary(loggers_, {"status": "failed", "reason": reason})
+    for logger in loggers_:
+        logger.close()
+    teardown()
+    goes_on = not reason.startswith("Collapsed")  # and sends step 3 with its evaluation
+    assert [row["_step"] for row in read_offline(found.dir).history] == [1, 2, *([] if goes_on else [3])]
+
+
+def test_an_upload_says_what_it_leaves_out(tmp_path, capsys):
+    trained = leave(tmp_path, "dataset=ladder", "evaluation.every=2")
+    lines = [{"step": 1, "loss/total": 0.1}, {"step": 2, "loss/total": 0.2}]
+    (trained / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (trained / "summary.json").write_text(json.dumps({"status": "stopped", "step": 2}))
+    assert wandb_command.main(["upload", str(trained), "mode=offline"]) == 0
+    assert "without step 2, whose evaluation was stopped: go on with the run" in capsys.readouterr().out
+    (trained / "summary.json").write_text(json.dumps({"status": "done", "step": 3}))
+    time.sleep(1)
+    assert wandb_command.main(["upload", str(trained), "mode=offline"]) == 0
+    assert "lacks scalars" in capsys.readouterr().out
 
 
 @pytest.mark.slow

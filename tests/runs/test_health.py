@@ -358,6 +358,10 @@ def test_a_state_from_before_a_sign_existed_is_taken():
         ({"reward/all_wrong_frac": 1.0, "hint/reward_mean": 0.25}, None),
         ({"reward/all_wrong_frac": 1.0, "distill/guided_frac": 1.0}, None),
         ({"reward/all_wrong_frac": 1.0, "reward/mean": 0.3}, None),  # parts of a reward
+        (
+            {"reward/all_wrong_frac": 1.0, "reward/mean": 0.5, "policy/grad_norm": 0.0},
+            "reward/all_wrong_frac",
+        ),  # all equal
         ({"reward/all_wrong_frac": 1.0, "reward/mean": 0.0, "hint/reward_mean": 0.0}, "reward/all_wrong_frac"),
         ({"reward/all_wrong_frac": 0.9}, None),
     ],

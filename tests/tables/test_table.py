@@ -50,13 +50,13 @@ from expo.tables.aggregate import (
     stack,
     statistic,
 )
-from expo.tables.figures import Curves, Heat
+from expo.tables.figures import Bars, Curves, Heat
 from expo.tables.finish import finish, print_means
 from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
 from expo.tables.kept import _check as check_kept
 from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.preview import preview
-from expo.tables.render import cells_of, count_told, made_by, markdown, percent, unlike_problems
+from expo.tables.render import cells_of, count_told, made_by, markdown, measured_unlike, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, to_prepare, until_over
 from expo.tables.wandb_sweep import find_run, sweep_file
@@ -656,6 +656,38 @@ def test_a_printed_table_has_its_scalars_and_counts_few_tokens(capsys):
     assert "tokens" not in printed
 
 
+def test_a_page_puts_no_scalar_under_another_ones_heading():
+    cell = {"mean": 0.5, "lo": 0.4, "hi": 0.6, "seeds": [0.5], "problems": 9}
+    cost = {"generated tokens": None, "trained tokens": None, "seconds": 1.0}
+    arm = {"label": "a", "runs": 3, "columns": {"pass@1": cell}, "scalars": {"b": 2.0, "a": 1.0}, "cost": cost}
+    names = {"a": "x/a", "b": "x/b"}
+    plan = plans.Plan("t", {}, {}, ["pass@1"], scalars=names)
+    heads, rows = cells_of(plan, {"arms": {"a": arm}, "scalars": names})
+    assert (rows[0][heads.index("a")], rows[0][heads.index("b")]) == ("1", "2")
+    with pytest.raises(KeyError, match="b"):  # of another scalar then
+        cells_of(plan, {"arms": {"a": arm}, "scalars": names | {"b": "x/c"}})
+
+
+def test_a_difference_of_arms_that_were_evaluated_otherwise_says_so():
+    arm = {"label": "A", "against": "b", "measured_otherwise": {"evaluation.temperature": ["0.05", "0.7"]}}
+    record = {"arms": {"a": arm, "b": {"label": "B"}}}
+    assert measured_unlike(record) == "A was evaluated otherwise than B: evaluation.temperature is 0.05 and 0.7."
+
+
+def test_figures_name_arms_that_begin_late_and_curves_of_some_runs(tmp_path):
+    cell = {"mean": 0.5, "lo": 0.4, "hi": 0.6}
+    columns = {"a": {"pass@1": cell, "pass@4": cell}, "b": {"pass@1": None, "pass@4": cell}}
+    plan = plans.Plan("t", {key: plans.Arm(key.upper(), []) for key in columns}, {}, ["pass@1", "pass@4"])
+    record = {"arms": {key: {"runs": 2, "columns": of} for key, of in columns.items()}}
+    assert {text.get_text() for text in Bars().draw(plan, record, []).legends[0].get_texts()} == {"A", "B"}
+    for name, line in (("one", {"step": 1, "x": 0.0}), ("two", {"step": 1})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line))
+    runs = [SimpleNamespace(arm="a", done=True, dir=tmp_path / name) for name in ("one", "two")]
+    figure = Curves([{"metric": "x"}]).draw(plan, {}, runs)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A (1 of 2 runs)"]
+
+
 def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
     arm = {
         "label": "a",
@@ -679,6 +711,10 @@ def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(t
     assert common_steps(both, "positive/answer_lift") == {1, 11}
     assert common_steps([tmp_path / "every"], "positive/answer_lift") == set(range(1, 21))
     assert common_steps(both, "loss/total") is None
+    for name, steps in (("every", range(4)), ("tenth", (0, 3))):
+        with (tmp_path / name / "metrics.jsonl").open("a") as file:
+            file.writelines("\n" + json.dumps({"step": s, "eval/length_mean": 9.0 - s}) for s in steps)
+    assert common_steps(both, "eval/length_mean") == {0, 3}
     assert _mean_over_runs([tmp_path / "every"], "positive/answer_lift", {1, 11}) == 14.0
     # Of each run first: one that ended early counts as much as the other.
     assert _mean_over_runs(both, "positive/answer_lift", None) == (9.5 + 14.0) / 2
