@@ -201,8 +201,8 @@ class KeepCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if (trainer.current_epoch + 1) % self.run.cfg.trainer.checkpoint_every == 0:
-            save_checkpoint(trainer, self.run.dir / "checkpoints", trainer.current_epoch + 1)
             self.run.write_summary("stopped")  # what a SIGKILL leaves behind knows the seconds until here
+            save_checkpoint(trainer, self.run.dir / "checkpoints", trainer.current_epoch + 1)
 
 
 class Interrupted(Exception):

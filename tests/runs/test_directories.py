@@ -25,7 +25,7 @@ from expo.report import page
 from expo.runs.directory import Run
 from expo.runs.listing import find_runs
 from expo.runs.reading import read_summary
-from expo.training import checkpoints
+from expo.training import callbacks, checkpoints
 from expo.training.checkpoints import newest_checkpoint
 
 SHORT = ["trainer.max_steps=2", "evaluation.every=0"]
@@ -384,3 +384,12 @@ def test_temporary_folders_of_killed_processes_go(tmp_path):
             assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "expo-x-others", *map(type(left), (one, two))])
         assert os.path.isdir(one)
     assert os.listdir(tmp_path) == ["expo-x-others"]
+
+
+def test_a_run_that_is_killed_knows_its_seconds_until_its_last_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "save_checkpoint", lambda *_: None)
+    run = Run(compose_config("trainer.checkpoint_every=5"), tmp_path)
+    run.started -= 100
+    for epoch, seconds in ((3, None), (4, pytest.approx(100, abs=20))):
+        callbacks.KeepCheckpoint(run, "lineage").on_train_epoch_end(SimpleNamespace(current_epoch=epoch), None)
+        assert read_summary(tmp_path).get("wall_s") == seconds
