@@ -72,17 +72,38 @@ def of_templates(rows: Iterable[Row]) -> None:
     print()
 
 
+def of_steps(rows: Iterable[Row]) -> None:
+    """Print, of sums of 4 and 5 terms, the shares of own samples and of explanations that are right in each step but
+    the last, which the answer tells, and in each step, and the differences on the same problems and seeds."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row["level"] > 3:
+            steps = right_steps(row["question"], row["completion"])
+            found[row["base"], row["seed"]][row["id"]][row["kind"]] = [all(steps[:-1]), row["right"] and all(steps)]
+    for base in sorted({base for base, _ in found}):
+        seeds = [problems for (of, _), problems in found.items() if of == base]
+        pairs = [[[problem["own"], problem["self_explanation"]] for _, problem in sorted(p.items())] for p in seeds]
+        values = np.array(pairs, float)  # [S, P, own or explained, before the last or each]
+        for i, which in enumerate(("each step before the last", "each step")):
+            own, explained = values[..., 0, i], values[..., 1, i]
+            low, high = intervals.of_difference(explained - own)
+            shares = f"own {own.mean():.2f}, explained {explained.mean():.2f}"
+            print(f"{base}, {len(seeds)} seeds, right in {which}: {shares}, difference", end=" ")
+            print(f"{(explained - own).mean():.2f} [{low:.2f}, {high:.2f}]")
+    print()
+
+
 def _mean(values: Any) -> str:
     low, high = intervals.of_mean(np.array(values))
     return f"{np.mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def banked(folder: Path) -> list[Row]:
-    """Return the explanations that the base policy has written for the steps of runs under `folder`, as far as they are
-    there."""
+    """Return the explanations of sums that the base policy has written for the steps of runs under `folder`, as far as
+    they are there."""
     from transformers import AutoTokenizer
 
-    files = sorted(folder.glob("banks/*/steps-*.parquet"))
+    files = sorted(folder.glob("banks/sums-*/steps-*.parquet"))
     tokenizer = AutoTokenizer.from_pretrained(folder / "bases" / "sums") if files else None
     found = []
     for file in files:
@@ -95,16 +116,23 @@ def banked(folder: Path) -> list[Row]:
     return found
 
 
+def measured(file: Path) -> list[Row]:
+    """Return a table's own samples and explanations; a run's first arm has all kinds."""
+    return [
+        row | {"base": row["arm"].removesuffix("_own"), "right": row["verified"] == 1}
+        for row in read_rows(file)
+        if row["arm"].endswith("_own") and row["kind"] in ("own", "self_explanation")
+    ]
+
+
 def main() -> None:
     """Print what the kept results of both tables say of steps, and five explanations chosen at random."""
-    explained = []
-    for row in read_rows(PROPERTIES / "results" / "cpu" / "measured.parquet"):
-        if row["arm"].endswith("_own") and row["kind"] in (
-            "own",
-            "self_explanation",
-        ):  # a run's first arm has all kinds
-            explained.append(row | {"base": row["arm"].removesuffix("_own"), "right": row["verified"] == 1})
-    told(explained, ("base and task", "kind", "terms"), lambda r: (r["base"], r["kind"], str(r["level"])), "id")
+    explained, of_seeds = (measured(PROPERTIES / "results" / scale / "measured.parquet") for scale in ("cpu", "seeds"))
+    heads = ("base and task", "kind", "terms")
+    told(explained, heads, lambda r: (r["base"], r["kind"], str(r["level"])), "id")
+    told(of_seeds, heads, lambda r: (f"{r['base']}, three seeds", r["kind"], str(r["level"])), "id")
+    of_steps(row for row in explained if row["base"] != "raw_sums")
+    of_steps(of_seeds)
     trained = HERE / "results" / "cpu" / "completions.parquet"
     rows = [row | {"right": row["verdict"] == "correct"} for row in read_rows(trained)] if trained.is_file() else []
     told(rows, ("arm", "terms"), lambda r: (f"{r['arm']}", str(r["level"])), "problem")

@@ -467,6 +467,27 @@ def test_sums_of_the_real_model_are_right_in_every_step_and_splits_share_none():
     assert sums.right_steps("48+27+93: sum?", "75+93=168\n\\boxed{168}") == [False, False]  # at its place
 
 
+def test_steps_before_the_last_are_counted_apart_and_banks_of_other_tasks_are_none_of_sums(tmp_path, capsys):
+    from experiments.real_lm import count
+
+    def row(kind, problem, completion, right):
+        asked = f"{problem}: sum?"
+        return {"base": "b", "seed": 0, "level": 4, "kind": kind, "id": asked, "question": asked,
+                "completion": completion, "right": right}  # fmt: skip
+
+    right = "10+11=21\n21+12=33\n33+13=46\n\\boxed{46}"
+    rows = [row(kind, "10+11+12+13", right, True) for kind in ("own", "self_explanation")]
+    rows += [row("own", "10+11+12+14", right, False)]  # its last step is another's
+    rows += [row("self_explanation", "10+11+12+14", "10+11=20\n20+12=32\n33+14=47\n\\boxed{47}", True)]
+    count.of_steps(rows)
+    before, each = capsys.readouterr().out.splitlines()[:2]
+    assert "before the last: own 1.00, explained 0.50, difference -0.50" in before
+    assert "each step: own 0.50, explained 0.50, difference 0.00" in each
+    (tmp_path / "banks" / "templates-1").mkdir(parents=True)
+    (tmp_path / "banks" / "templates-1" / "steps-1.parquet").touch()
+    assert count.banked(tmp_path) == []
+
+
 def test_settings_of_a_task_count_and_are_written_back_as_they_were():
     one, other = (ReasoningGymConf(name="r", task="sums", task_config={"low": n}) for n in (1, 2))
     assert isinstance(one, DatasetConf)
