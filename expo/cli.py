@@ -240,7 +240,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
                 mark = hashlib.sha256(" ".join(sorted(arguments)).encode()).hexdigest()[:8]
                 given = [*given, *typed(composed).logger.of_table(f"sweep-{mark}", "", [])[:1]]
             _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
-            return _score(for_command(named(typed(composed), given), command, given), command)
+            return _score(for_command(named(typed(composed), given), command, given, of_table=True), command)
         try:
             cfg = for_command(named(typed(composed), given), command, given)
             outcome.append(_run_command(command, cfg))

@@ -31,7 +31,7 @@ from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
 from expo.config.naming import what_differs
 from expo.config.places import name_of
-from expo.config.rules import between_groups
+from expo.config.rules import between_groups, idle_beside
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -179,7 +179,8 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
 def _idle(config: Config, command: str) -> dict[str, str]:
     """Return the keys of sampling and training that a command does not look at, each with a remedy."""
     if command not in MEASURING:
-        return {"evaluation.greedy": "expo evaluate run=… of the finished run makes greedy completions"}
+        greedy = "expo evaluate run=… of the finished run makes greedy completions"
+        return {"evaluation.greedy": greedy} | (idle_beside(config) if command == "train" else {})
     other, ours = ("rollout", "evaluation") if command == "evaluate" else ("evaluation", "rollout")
     unread = {f"{other}.{name}": f"set {ours}.{name}" for name in ("temperature", "top_p", "top_k")}
     unread |= {"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {}
@@ -192,15 +193,18 @@ def _idle(config: Config, command: str) -> dict[str, str]:
 def for_command(config: Config, command: str, overrides: Sequence[str], of_table: bool = False) -> Config:
     """Adapt the config to a command: a run that only measures a model is named after the model.
 
-    Raises UserError for a key on the command line that the command does not look at. Args: of_table, whether the run is
-    one of a table, whose arms share keys of sampling.
+    Raises UserError for a key on the command line that the command does not look at; of a sweep, whose runs share keys,
+    warns of one that only other keys make idle. Args: of_table, whether the run is one of a table, as a sweep's.
     """
     unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
-    sampling = {} if of_table or "EXPO_SWEEP" in os.environ else _idle(config, command)
+    idle = {} if of_table else _idle(config, command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        off = ("null", "false", "no", "0") if key in sampling else ("null",)
-        if (reason := (unread | sampling).get(key)) and value.lower() not in off:
-            raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
+        off = ("null", "false", "no", "0") if key in idle else ("null",)
+        if (reason := (unread | idle).get(key)) and value.lower() not in off:
+            message = f"{key}={value}: expo {command} does not look at it here; {reason}"
+            if key not in idle or "EXPO_SWEEP" not in os.environ:
+                raise UserError(message)
+            print(f"expo: {message}", file=sys.stderr)
     config.name = name_of(config, command, overrides)
     return config
 

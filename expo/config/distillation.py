@@ -75,6 +75,9 @@ class SelfDistillationConf(GRPOConf):
         if self.retry != 1:
             why = "every problem has a gradient from the teacher, so that none would be passed over"
             yield f"algorithm.retry={self.retry:g}: {why}; set algorithm.retry=1"
+        if not self.learns_from_rewards and self.signal == "divergence":
+            why = "since algorithm.advantage=none leaves the divergence alone"
+            yield from self.idle(["ratio", "surrogate", "clip_low", "clip_high"], why, "another algorithm.advantage")
         if self.signal != "divergence":
             why = f"since algorithm.signal={self.signal} is no divergence"
             yield from self.idle(["mix", "top_k", "tail", "ratio_cap"], why, "algorithm.signal=divergence")

@@ -36,6 +36,9 @@ class PositiveLossConf:
         if self.joins_groups:
             why = "since a group member has an advantage and no loss of its own"
             yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
+        else:
+            names, why = ["member_shaping", "member_baseline"], "since no positive joins a group"
+            yield from unused(self, "positives.", names, why, "positives.use=group_member")
         if not self.weight:
             names = ["aggregation", "schedule"]
             yield from unused(self, "positives.", names, "since positives.weight=0", "positives.weight=1")

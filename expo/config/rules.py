@@ -76,6 +76,22 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
         yield from of_teacher(algorithm, cfg)
 
 
+def idle_beside(cfg: Config) -> dict[str, str]:
+    """Return keys that change nothing beside the other values, each with why, and a remedy. A preset may set them; on
+    a command line they are a mistake."""
+    algorithm, idle = cfg.algorithm, dict[str, str]()
+    if isinstance(algorithm, GRPOConf):
+        if algorithm.updates_per_rollout == 1:
+            why = "with one update per batch of rollouts every importance ratio is 1; set algorithm.updates_per_rollout"
+            caps = ("clip_low", "clip_high", "dual_clip", "sapo_tau_positive", "sapo_tau_negative", "ratio_cap")
+            idle |= {f"algorithm.{name}": f"{why}=2 or more" for name in caps}
+        if not algorithm.kl_coef:
+            idle["algorithm.kl_estimator"] = "there is no KL term; set algorithm.kl_coef above 0"
+        if not algorithm.overlong_share:
+            idle["algorithm.overlong_penalty"] = "no reward falls; set algorithm.overlong_share above 0"
+    return idle
+
+
 def of_teacher(algorithm: SelfDistillationConf, cfg: Config) -> Rules:
     """Yield what a teacher asks of data, prompts and precision, and what cannot stand beside one."""
     if cfg.trainer.dropout:

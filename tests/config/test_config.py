@@ -462,6 +462,36 @@ def test_sampling_that_a_command_does_not_look_at_is_refused(monkeypatch, comman
     assert not any(_refused(command, [key]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["algorithm.clip_high=0.3"], "algorithm.updates_per_rollout=2 or more"),
+        (["algorithm=sdpg", "algorithm.ratio_cap=3"], "algorithm.updates_per_rollout=2 or more"),
+        (["algorithm.kl_estimator=k2"], "algorithm.kl_coef above 0"),
+        (["algorithm=dapo", "algorithm.overlong_share=0", "algorithm.overlong_penalty=1"], "algorithm.overlong_share"),
+    ],
+)
+def test_a_key_of_the_loss_that_others_make_idle_is_refused_where_it_is_typed(monkeypatch, capsys, overrides, remedy):
+    monkeypatch.delenv("EXPO_SWEEP", raising=False)
+    assert remedy in _refused("train", overrides)[0]
+    monkeypatch.setenv("EXPO_SWEEP", "1")
+    assert not any(_refused("train", overrides))
+    assert remedy in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm=dapo"],
+        ["algorithm=sdpg", "algorithm.kl_coef=0"],  # its estimator is the preset's
+        ["algorithm.clip_high=0.3", "algorithm.updates_per_rollout=2"],
+        ["algorithm.kl_estimator=k2", "algorithm.kl_coef=0.1"],
+    ],
+)
+def test_a_key_of_the_loss_that_counts_or_is_a_presets_is_not_refused(overrides):
+    assert not any(_refused("train", overrides))
+
+
 def _refused(command: str, overrides: list[str]) -> list[str]:
     try:
         for_command(compose_config(*overrides), command, overrides)

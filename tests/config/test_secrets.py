@@ -80,7 +80,8 @@ def test_no_command_leaves_or_says_a_secret(tmp_path, judge, math_file):
     (run,) = tmp_path.glob("outputs/ladder/grpo-*")
     expo("evaluate", f"run={run}")
     asked = [f"diagnose.judge.base_url={judge}", "diagnose.judge.model=m", "prompts.judge='{completion}'"]
-    mine = [*SMALL[3:], "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "logger=none"]
+    short = ["dataset.eval_limit=2", "rollout.max_completion_tokens=64", "logger=none"]
+    mine = [*short, "dataset=math", f"dataset.path={math_file}", "model=random_tiny"]
     expo("diagnose", *mine, "diagnose.problems=1", "diagnose.samples=1", *asked)
     assert f"Bearer {CANARIES['OPENAI_API_KEY']}" in KEYS, "the judge must have been asked with the key"
     expo("table", "plan/plan.yaml", *SMALL)

@@ -266,6 +266,8 @@ def test_the_first_rollouts_of_a_hinted_group_are_not_counted_as_hinted():
         (["algorithm=op2sd", "trainer.problems_per_step=1"], "the other problem is one of the same step"),
         (["algorithm=sdpo", "model.dtype=bfloat16"], "stands still in 16 bits"),
         (["algorithm=sdpo", "algorithm.group_size=1"], "has no siblings"),
+        (["algorithm=sdpo", "algorithm.surrogate=cispo"], "leaves the divergence alone"),
+        (["positives.member_baseline=own"], "no positive joins a group"),
         (["algorithm=grpo", "algorithm.advantage=none"], "would learn nothing from its rollouts"),
         (["algorithm=rlcsd", "algorithm.privilege=solution"], "between the right answer and a wrong one"),
         (["algorithm=rlcsd", "algorithm.ratio=sequence"], "would average away"),

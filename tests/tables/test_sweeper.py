@@ -36,7 +36,8 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize(("command", "scores"), [("train", [0.25, 0.5]), ("explain", [None, None])])
 def test_a_run_of_a_sweep_returns_pass_at_the_largest_k(seen, tmp_path, monkeypatch, command, scores):
-    line = [f"output_dir={tmp_path}", "k=[1,2]"]
+    idle = "algorithm.overlong_penalty=0.5"  # here, and in a sweep that is no mistake
+    line = [f"output_dir={tmp_path}", "k=[1,2]", idle]
     for seed in (0, 1):
         (folder := run_dir(compose_config(*line, f"seed={seed}"))).mkdir(parents=True)
         metrics = {"pass@1": 0.1, "pass@2": 0.25 * (seed + 1)}
