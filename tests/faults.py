@@ -82,8 +82,8 @@ COMMANDS: dict[str, list[str]] = {
     "sft": [*TRAIN, "algorithm=sft", "logger=none"],
     "star": [*TRAIN, "algorithm=star", "algorithm.restart_every=3", "logger=none"],
     "wandb": [*TRAIN, "algorithm=grpo", "logger=wandb", "logger.wandb.mode=offline"],
-    "evaluate": ["evaluate", "dataset=ladder", *SMALL, "dataset.eval_limit=12", "logger=none"],
-    "diagnose": ["diagnose", "dataset=ladder", *SMALL, "diagnose.problems=2", "logger=none"],
+    "evaluate": ["evaluate", "dataset=ladder", *SMALL[1:], "dataset.eval_limit=12", "logger=none"],
+    "diagnose": ["diagnose", "dataset=ladder", *SMALL[1:], "diagnose.problems=2", "logger=none"],
     "pretrain": [
         "pretrain",
         "dataset=ladder",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from expo.config import WandbLoggerConf
+from expo.config import UserError, WandbLoggerConf
 from expo.config.arguments import check_launcher
 from expo.config.key import keep, rules_of
 from expo.config.own_code import changed_code
@@ -58,6 +58,14 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
     return 0
 
 
+def _runs_in(folder: Path) -> int:
+    """Return of how many runs the table in a folder is; 0 without one, or with a damaged one."""
+    try:
+        return sum(arm["runs"] for arm in read_record(folder)["arms"].values())
+    except UserError:
+        return 0
+
+
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Make the models and the runs that are missing, and render the table. Returns the exit code."""
     check_launcher(request.hydra)
@@ -83,8 +91,8 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         return code
     failed = [run for run in todo if not run.done]
     page = request.report_command
-    # A whole table is not overwritten by one with holes.
-    if failed and (not request.results or (folder / "table.json").is_file()):
+    # A table is not overwritten by one with holes of fewer runs.
+    if failed and (not request.results or _runs_in(folder) > sum(run.done for run in runs)):
         folder = sweep / "results"
         page = shlex.join(["expo", "report", str(folder)])
     from expo.tables.finish import finish  # here, since matplotlib takes a second to import

@@ -179,32 +179,34 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
 def _idle(config: Config, command: str) -> dict[str, str]:
     """Return the keys of sampling and training that a command does not look at, each with a remedy."""
     if command not in MEASURING:
-        greedy = "expo evaluate run=… of the finished run makes greedy completions"
-        return {"evaluation.greedy": greedy} | (idle_beside(config) if command == "train" else {})
+        return {"evaluation.greedy": "expo evaluate run=… of the finished run makes greedy completions"}
     other, ours = ("rollout", "evaluation") if command == "evaluate" else ("evaluation", "rollout")
     unread = {f"{other}.{name}": f"set {ours}.{name}" for name in ("temperature", "top_p", "top_k")}
     unread |= {"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {}
     if config.trainer.devices > 1:
         unread["trainer.devices"] = "it uses one; rollout=vllm_server rollout.tensor_parallel=… shares the model out"
-    of_training = ["trainer.max_steps", *(f"optimizer.{name}" for name in vars(config.optimizer))]
+    of_training = ["trainer.max_steps", "optimizer", *(f"optimizer.{name}" for name in vars(config.optimizer))]
     return unread | dict.fromkeys(of_training, "nothing is trained; leave it out")
 
 
 def for_command(config: Config, command: str, overrides: Sequence[str], of_table: bool = False) -> Config:
     """Adapt the config to a command: a run that only measures a model is named after the model.
 
-    Raises UserError for a key on the command line that the command does not look at; of a sweep, whose runs share keys,
-    warns of one that only other keys make idle. Args: of_table, whether the run is one of a table, as a sweep's.
+    Raises UserError for a key on the command line that the command does not look at. The runs of a table or a sweep
+    share keys: there, a key that is idle in one of them is told of at most. Args: of_table, whether to check a line of
+    a table before it has `differs=`, as those that expo makes have.
     """
+    made = of_table or any(o.startswith("differs=") for o in overrides)
     unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
-    idle = {} if of_table else _idle(config, command)
+    idle, beside = _idle(config, command), idle_beside(config) if command == "train" else {}
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
         off = ("null", "false", "no", "0") if key in idle else ("null",)
-        if (reason := (unread | idle).get(key)) and value.lower() not in off:
+        if (reason := (unread | idle | beside).get(key)) and value.lower() not in off:
             message = f"{key}={value}: expo {command} does not look at it here; {reason}"
-            if key not in idle or "EXPO_SWEEP" not in os.environ:
+            if key in unread or not made:
                 raise UserError(message)
-            print(f"expo: {message}", file=sys.stderr)
+            if key in beside and not of_table:
+                print(f"expo: {message}", file=sys.stderr)
     config.name = name_of(config, command, overrides)
     return config
 

@@ -30,6 +30,7 @@ from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
 from expo.config.own_code import changed_code, own_packages
+from expo.config.places import run_dir
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
@@ -185,8 +186,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     run_config.fresh, run_config.trainer.stop_after = False, None
     earlier, run_config.differs = run_config.differs or "", None
     place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
-    is_in_place = place.parent.name.startswith(run_config.dataset.name)
-    if is_in_place:  # where expo has put it, seen from here
+    if place.parent.name.startswith(run_config.dataset.name):  # where expo has put it, seen from here
         run_config.output_dir = str(place.parents[1])
     if reason := _changed_since(run_config, directory):
         print(f"run={directory}: {reason}: this is no longer that run")
@@ -202,9 +202,11 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         base = dataclasses.replace(base, dataset=dataclasses.replace(base.dataset, eval_path=None))
     config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
-    if command == "train" and not is_in_place and read_summary(directory).get("identity") == identity(config):
-        where = f"{config.output_dir}/{config.dataset.name}/{directory.name}"
-        raise UserError(f"run={directory}: a run goes on only where expo has put it; move it to {where}")
+    is_that_run = command == "train" and read_summary(directory).get("identity") == identity(config)
+    if is_that_run and not measures(directory) and not {"fresh", "name", "output_dir"} & given.keys():
+        found = run_dir(config)
+        if not found.exists():
+            raise UserError(f"run={directory}: expo would begin it anew in {found}; move it there, and it goes on")
     _print_changes(directory, run_config, config, command)
     return config
 

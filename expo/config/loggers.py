@@ -1,6 +1,7 @@
 """Keys of `logger=`: where scalars go beside metrics.jsonl."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -48,7 +49,10 @@ class WandbLoggerConf(LoggerConf):
     wandb: WandbConf = key(WandbConf, help="where W&B puts the run")
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
-        quoted = ",".join("'" + tag.replace("'", r"\'") + "'" for tag in tags)
+        # Hydra halves the backslashes before a quote.
+        quoted = ",".join(
+            "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), tag) + "'" for tag in tags
+        )
         return [f"logger.wandb.group={table}", f"logger.wandb.job_type={arm}", f"logger.wandb.tags=[{quoted}]"]
 
 

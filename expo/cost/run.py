@@ -47,7 +47,8 @@ class Work:
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
-        """Return the run on as many devices as given, or as its config says. Raises OSError without the model's."""
+        """Return the run on as many devices as given, or as its config says. Raises OSError where the
+        model's config cannot be read."""
         if devices is not None:
             cfg = replace(cfg, trainer=replace(cfg.trainer, devices=devices, num_nodes=1))
         return cls(cfg, shape(cfg.model.path), cfg.trainer.devices * cfg.trainer.num_nodes)

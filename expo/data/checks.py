@@ -95,7 +95,10 @@ def _reason(verifier: Verifier, p: Problem, number: str | None, asked: Mapping[s
 
 def lacks_number(p: Problem) -> bool:
     """Return whether the answer is a number, and the solution has numbers, but not this one."""
-    found = [float(number.replace(",", "")) for number in re.findall(NUMBER, p.solution or "")]
+    text = (p.solution or "").replace("−", "-")
+    text += " " + re.sub(r"(?<=\d)\s(?=\d{3}\b)", "", text)  # 1 200
+    found = [float(m[0].replace(",", "")) for m in re.finditer(rf"{NUMBER}|(?<!\d)-?\.\d+", text)]
+    found += [float(a) / float(b) for a, b in re.findall(r"(-?\d+)\s*/\s*(\d*[1-9]\d*)", text)]
     return bool(found and re.fullmatch(NUMBER, p.answer.strip())) and float(p.answer.replace(",", "")) not in found
 
 

@@ -45,7 +45,9 @@ def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dic
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
+    """Join parts into one file, without their seconds: the same evaluation makes the same file."""
+    schemas = [pa.parquet.read_schema(part).remove_metadata() for part in parts]
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
     with beside(path) as partial, pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for part in parts:
             rows = pa.parquet.read_table(part, page_checksum_verification=True)

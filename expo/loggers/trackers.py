@@ -84,7 +84,7 @@ class Wandb(Tracker, WandbLogger):
 
     def log_record(self, record: Mapping[str, Any]) -> None:
         if str(record.get("reason", "")).startswith("Collapsed"):
-            self._send()  # no session goes on from here
+            self._send()  # also before its evaluation: with trainer.on_collapse=stop no session goes on from here
         if not self.lost:
             with self.telling():
                 self.experiment.summary.update(dict(record))
@@ -96,8 +96,9 @@ class Wandb(Tracker, WandbLogger):
     @property
     def waiting(self) -> int | None:
         """Return the step whose evaluation was stopped: the session that goes on sends all of it."""
-        step = self.row.get("trainer/global_step", 0)
-        return step if self.cfg.is_evaluated(step) and not last_evaluation(self.directory, step) else None
+        step = self.row.get("trainer/global_step")
+        stopped = step is not None and self.cfg.is_evaluated(step) and not last_evaluation(self.directory, step)
+        return step if stopped else None
 
     def finalize(self, status: str) -> None:
         if self.waiting is None:

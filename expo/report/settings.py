@@ -30,7 +30,7 @@ def differing(arms: Mapping[str, Settings]) -> tuple[list[str], list[list[str]]]
     rows = []
     for key in keys:
         of_training = key.startswith(OF_TRAINING) and key != "trainer.precision"
-        asked = {arm: s for arm, s in arms.items() if not (of_training and _command(s) == "evaluate")}
+        asked = {arm: s for arm, s in arms.items() if not (of_training and _command(s) in MEASURING)}
         if len({repr(settings.get(key, "–")) for settings in asked.values()}) > 1:
             rows.append([key, *(shown(asked[arm][key]) if key in asked.get(arm, {}) else "–" for arm in arms)])
     return (["setting", *arms], rows) if rows else None

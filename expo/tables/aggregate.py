@@ -203,21 +203,25 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps to average a scalar over: of NOT_EVERY_STEP and of an evaluation's, those at which every run
-    that logs it has it; of others None, all steps.
+    """Return the steps to average a scalar over: of NOT_EVERY_STEP those at which every run that logs it has it; of
+    others None, all steps.
 
     A scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """
-    lines = [[line for line in read_lines(d) if line.get(name) is not None] for d in directories]
-    if name not in NOT_EVERY_STEP and not any("loss/total" not in line for of_run in lines for line in of_run):
+    if name not in NOT_EVERY_STEP:
         return None
-    by_run = [{line["step"] for line in of_run} for of_run in lines]
+    by_run = [{step for step, _ in read_points(d, name)} for d in directories]
     return set.intersection(*filter(None, by_run)) if any(by_run) else set()
 
 
 def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[int] | None) -> float | None:
-    by_run = ([v for step, v in read_points(d, name) if steps is None or step in steps] for d in directories)
-    means = [np.mean(values) for values in by_run if values]
+    """Return the mean over runs of a scalar's mean over steps; of a scalar of evaluations, of the last one's."""
+    means = []
+    for directory in directories:
+        lines = [line for line in read_lines(directory) if line.get(name) is not None]
+        of_evaluations = any("loss/total" not in line for line in lines)
+        values = [line[name] for line in lines if steps is None or line["step"] in steps]
+        means += [np.mean(values[-1:] if of_evaluations else values)] if values else []
     return float(np.mean(means)) if means else None
 
 

@@ -43,13 +43,15 @@ class Curves:
         panels = self.panels or [{"metric": plan.columns[-1]}]
         figure, axes = _grid(len(panels), self.across, (4.5, 4.2), (1.5, 0))
         for axis, panel in zip(axes, panels, strict=True):
+            lacking = []
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
                 has = [p for p in points if p]
-                some = f" ({len(has)} of {len(own)} runs)" if len(has) < len(own) else ""
-                curve(axis, has, plan.arms[arm].label + some, styles(plan.arms)[arm])
-            axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
+                label = plan.arms[arm].label
+                lacking += [f"{label}: {len(has)} of {len(own)} runs"] if len(has) < len(own) else []
+                curve(axis, has, label, styles(plan.arms)[arm])
+            axis.set(xlabel="step", ylabel=panel["metric"], title="\n".join([panel.get("title", ""), *lacking]))
             if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
         return _finish(figure, plan)

@@ -63,8 +63,40 @@ def plan_runs(
     A logger with groups has the table's name as a run's group. Raises UserError.
     """
     scale = plan.scales[scale_name]
-    _check_arms_stay_apart(name, plan, scale, overrides)
+    try:
+        _check_arms_stay_apart(name, plan, scale, overrides)
+        arms = _composed(name, plan, scale_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        for where, own in _own_overrides(plan, scale_name).items():
+            try:
+                compose_config(own)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise UserError(f"{plan_file(name)}: {where}: {explain(error)}") from error
+            except UserError:  # a key that the user gives
+                continue
+        raise  # the mistake is the user's, on the command line
+    _check_evaluated_alike(name, plan, {key: cfg for key, command, _, cfg in arms if command is Command.train})
     first, *others = scale.seeds if seeds is None else seeds
+    return [
+        PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
+        for seed in (first, *others)  # all arms of a seed before the next
+        for key, command, run_overrides, cfg in arms
+        if command is not Command.evaluate or seed == first
+    ]
+
+
+def _own_overrides(plan: Plan, scale_name: str) -> dict[str, list[str]]:
+    """Return the overrides of a scale, and of each arm at it, by their place in the plan."""
+    scale = plan.scales[scale_name]
+    arms = {f"arms.{k}": [*scale.overrides, *a.overrides, *scale.arms.get(k, [])] for k, a in plan.arms.items()}
+    return {f"scales.{scale_name}": [*scale.overrides]} | arms
+
+
+def _composed(
+    name: str, plan: Plan, scale_name: str, overrides: Sequence[str]
+) -> list[tuple[str, Command, list[str], Config]]:
+    """Return each arm with its command, overrides and config."""
+    own = _own_overrides(plan, scale_name)
     runtime = runtime_keys()
     changes = [o for o in overrides if not with_groups(o.lstrip("+").partition("=")[0]) & runtime]
     # The plan's own runs have the scale itself as a tag, by which a view of W&B takes them.
@@ -72,7 +104,7 @@ def plan_runs(
     rows = dict[tuple[Any, ...], str]()
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
-        run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
+        run_overrides = [*own[f"arms.{key}"], *overrides]
         try:
             cfg = compose_config(run_overrides)
             run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
@@ -82,24 +114,17 @@ def plan_runs(
             check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
             for column in columns_of(plan, arm):
                 _check_column(column, arm, cfg)
-        except (UserError, HydraException, OmegaConfBaseException) as error:
+        except UserError as error:
             if overrides:
                 raise
-            told = str(error) if isinstance(error, UserError) else explain(error)
-            raise UserError(f"{plan_file(name)}: arms.{key}: {told}") from error
+            raise UserError(f"{plan_file(name)}: arms.{key}: {error}") from error
         name_of_run = "" if plain(key) == cfg.name else plain(key)
         mark = run_mark(cfg, arm.command.name)
         if (other := rows.setdefault((arm.command, mark, arm.k, arm.kind, arm.against), key)) != key:
             raise UserError(f"{plan_file(name)}: arms.{key}: the same run as {other}; leave one out, or change one")
         named = called.setdefault((arm.command, mark), name_of_run)
         arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))
-    _check_evaluated_alike(name, plan, {key: cfg for key, command, _, cfg in arms if command is Command.train})
-    return [
-        PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
-        for seed in (first, *others)  # all arms of a seed before the next
-        for key, command, run_overrides, cfg in arms
-        if command is not Command.evaluate or seed == first
-    ]
+    return arms
 
 
 OF_TRAINING = ("algorithm.", "positives.", "hints.", "optimizer.", "trainer.")  # of no effect on an evaluated policy

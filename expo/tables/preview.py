@@ -53,7 +53,7 @@ def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "d
             print(f"    the same run as of {shown[runs_of_arm[0].dir]}")
             continue
         shown[runs_of_arm[0].dir] = arm.label
-        print(f"    expo {runs_of_arm[0].command} {shlex.join((left or runs_of_arm)[0].overrides)}")
+        print(f"    expo {runs_of_arm[0].command} {shlex.join((left or runs_of_arm)[0].line)}")
         if costs is not None and runs_of_arm[0].dir not in costs:
             print(f"    {runs_of_arm[0].cfg.model.path}: its config cannot be read here, no estimate")
         elif costs is not None:

@@ -25,9 +25,10 @@ def wide_console() -> Console:
 
 
 def count_told(count: float) -> str:
-    """Return a number of tokens in three digits or more, as a person says it: 840, 4.21 k, 1.23 M."""
-    unit, size = ("M", 1e6) if count >= 1e4 else ("k", 1e3)
-    return f"{count:.0f}" if count < 1e3 else f"{count / size:.2f} {unit}"
+    """Return a number of tokens in three digits or more, as a person says it: 840, 4.21 k, 0.143 M, 1.23 M."""
+    if count < 99_995:
+        return f"{count:.0f}" if count < 1e3 else f"{count / 1e3:.2f} k"
+    return f"{count / 1e6:.{2 if count >= 999_500 else 3}f} M"
 
 
 def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -65,8 +65,8 @@ class LogSteps(Callback):
 
 
 class Evaluate(Callback):
-    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions, and the policy
-    that is best on the problems to choose by in checkpoints/best, see `dataset.validation`."""
+    """Evaluates before the first step, every `evaluation.every` steps, and after the last; keeps all completions, and
+    the policy that is best on the problems to choose by in checkpoints/best, see `dataset.validation`."""
 
     def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
         self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
@@ -190,8 +190,8 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
 
 
 class KeepCheckpoint(Checkpoint):
-    """Writes a checkpoint every `every` steps and keeps the newest. Lightning's own callback skips a step without an
-    update, as GRPO's all-wrong ones are."""
+    """Writes a checkpoint every `trainer.checkpoint_every` steps and keeps the newest. Lightning's own callback skips a
+    step without an update, as GRPO's all-wrong ones are."""
 
     def __init__(self, run: Run, lineage: str):
         self.run, self.lineage = run, lineage

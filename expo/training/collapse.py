@@ -134,7 +134,8 @@ class WatchHealth(Callback):
         trainer.save_checkpoint(self.path)
 
     def roll_back(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
-        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where it cannot, or did."""
+        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where there is none to
+        load, or the run has come back to it before."""
         stopped = f"stopped at step {collapse.noticed}"
         if self.rolled_back_to == self.best_step:
             again = f"{collapse.metric} collapses once more after the return to step {self.best_step}, the best so far"

@@ -211,7 +211,8 @@ class Members:
 
 
 def members(text: str) -> Members | None:
-    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None for one, or for any other."""
+    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None for a single
+    one, and for any other text."""
     plain = bare(text)
     bracketed = re.fullmatch(r"(\(|\\\{|\{)(.*?)(\)|\\\}|\})", plain, re.DOTALL)
     bracket, inner = (bracketed[1].lstrip("\\"), bracketed[2]) if bracketed else ("", plain)

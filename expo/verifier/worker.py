@@ -62,7 +62,8 @@ class Worker:
             self._spawn(again=False)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Return whether an answer came in time. Raises TimeoutError where the worker has hardly worked."""
+        """Return whether an answer came in time. Raises TimeoutError where none did, though the
+        worker has hardly worked."""
         began, latest = _cpu_s(self.process.pid), time.monotonic() + max(BACKSTOP * timeout_s, LEAST_BACKSTOP_S)
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):

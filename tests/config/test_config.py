@@ -451,15 +451,15 @@ def test_greedy_completions_are_those_of_expo_evaluate():
         ("evaluate", "rollout.temperature=0.5", "set evaluation.temperature"),
         ("diagnose", "evaluation.temperature=0.5", "set rollout.temperature"),
         ("evaluate", "seed=1", "evaluation.seed=1 draws others"),
+        ("evaluate", "optimizer=adamw_8bit", "nothing is trained"),
+        ("diagnose", "optimizer.learning_rate=1", "nothing is trained"),
     ],
 )
-def test_sampling_that_a_command_does_not_look_at_is_refused(monkeypatch, command, key, remedy):
-    monkeypatch.delenv("EXPO_SWEEP", raising=False)
+def test_sampling_that_a_command_does_not_look_at_is_refused(command, key, remedy):
     assert remedy in _refused(command, [key])[0]
     assert not any(_refused("train", [key]))
     for_command(compose_config(key), command, [key], of_table=True)  # whose arms share their keys
-    monkeypatch.setenv("EXPO_SWEEP", "1")  # whose arms share their keys
-    assert not any(_refused(command, [key]))
+    assert not any(_refused(command, [key, "differs=''"]))  # a line of a table or a sweep
 
 
 @pytest.mark.parametrize(
@@ -471,11 +471,9 @@ def test_sampling_that_a_command_does_not_look_at_is_refused(monkeypatch, comman
         (["algorithm=dapo", "algorithm.overlong_share=0", "algorithm.overlong_penalty=1"], "algorithm.overlong_share"),
     ],
 )
-def test_a_key_of_the_loss_that_others_make_idle_is_refused_where_it_is_typed(monkeypatch, capsys, overrides, remedy):
-    monkeypatch.delenv("EXPO_SWEEP", raising=False)
+def test_a_key_of_the_loss_that_others_make_idle_is_refused_where_it_is_typed(capsys, overrides, remedy):
     assert remedy in _refused("train", overrides)[0]
-    monkeypatch.setenv("EXPO_SWEEP", "1")
-    assert not any(_refused("train", overrides))
+    assert not any(_refused("train", [*overrides, "differs=x"]))
     assert remedy in capsys.readouterr().err
 
 

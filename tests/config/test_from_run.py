@@ -241,12 +241,18 @@ def test_a_run_that_lies_elsewhere_is_not_begun_anew(tmp_path):
     cfg = compose_config("trainer.max_steps=3", f"output_dir={tmp_path}")
     folder = save(cfg, run_dir(cfg))
     (folder / "summary.json").write_text(json.dumps({"identity": identity(cfg), "status": "stopped"}))
-    moved = tmp_path / "else" / folder.name
+    for moved in (tmp_path / "else" / "mine", folder.parent / "mine", tmp_path / "else" / "deep" / folder.name):
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(moved)
+        with pytest.raises(UserError, match=f"would begin it anew in {folder}; move it there, and it goes on"):
+            config_from_run("train", [f"run={moved}"])
+        for wish in ("seed=7", "fresh=true", f"output_dir={tmp_path}/other"):  # its settings
+            config_from_run("train", [f"run={moved}", wish])
+        moved.rename(folder)
+    moved = tmp_path / "kept" / folder.name  # where a run of this name is looked for
     moved.parent.mkdir()
     folder.rename(moved)
-    with pytest.raises(UserError, match=f"goes on only where expo has put it; move it to {folder}"):
-        config_from_run("train", [f"run={moved}"])
-    assert config_from_run("train", [f"run={moved}", "seed=7"]).seed == 7  # its settings
+    assert run_dir(config_from_run("train", [f"run={moved}"])) == moved
 
 
 def test_a_run_is_named_by_a_pattern_or_its_identity(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from expo.cli import reporting
 from expo.config import UserError, build, check, data_content, identity, run_dir, run_id
 from expo.config.world import CLEAR
 from expo.data.account import Account, Part
-from expo.data.checks import NUMBER, unusable
+from expo.data.checks import NUMBER, lacks_number, unusable
+from expo.ground.problem import Problem
 from expo.ladder import problems as ladder
 from expo.step.problems import within_length
 from expo.verifier.answers import Verdict
@@ -792,3 +793,20 @@ def test_a_large_file_is_known_by_what_is_in_it_and_read_once(tmp_path, monkeypa
     os.utime(path, ns=(1, 1))  # even back in time
     assert data_content(cfg) != before[0]
     assert before[0] == before[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "solution", "lacks"),
+    [
+        ("7", "3 + 5 = 8", True),
+        ("200", "It is 1200", True),
+        ("-5", "It is \u22125", False),
+        ("0.5", "that is .5", False),
+        ("0.5", "that is 1/2", False),
+        ("1200", "1 200 in all", False),
+        ("1,200", "1200 in all", False),
+        ("7", "seven", False),  # no number at all
+    ],
+)
+def test_a_solution_lacks_the_answers_number_however_it_is_written(answer, solution, lacks):
+    assert lacks_number(Problem("a", "q", answer, solution)) is lacks

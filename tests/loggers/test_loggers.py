@@ -384,6 +384,12 @@ def test_the_runs_of_a_table_are_a_group_in_mlflow_too():
     assert config.TensorBoardLoggerConf().of_table("rivals", "grpo", ["cpu"]) == []
 
 
+def test_tags_of_a_table_are_read_as_they_were():
+    tags = ["it's", "a\\", "a\\'b", "C:\\data", "'", "a, b"]
+    overrides = config.WandbLoggerConf().of_table("rivals", "grpo", tags)
+    assert compose_config("logger=wandb", *overrides).logger.wandb.tags == tags
+
+
 def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target():
     plain = compose_config()
     for name in ("wandb", *READERS):

@@ -221,6 +221,12 @@ def test_an_upload_says_what_it_leaves_out(tmp_path, capsys):
     time.sleep(1)
     assert wandb_command.main(["upload", str(trained), "mode=offline"]) == 0
     assert "lacks scalars" in capsys.readouterr().out
+    measured = leave(tmp_path, "dataset=ladder", "seed=5")
+    (measured / "summary.json").write_text(json.dumps({"status": "done", "command": "evaluate", "metrics": {"a": 1}}))
+    for _ in range(2):  # nothing of it was stopped, and the second time nothing is left to send
+        assert wandb_command.main(["upload", str(measured), "mode=offline"]) == 0
+        assert "was stopped" not in capsys.readouterr().out
+        time.sleep(1)
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def test_tokens_until_a_rate_is_reached():
     old = Side.of("old", [run("old", 0, lines(0.1, 0.2, 0.6), a=1), run("old", 1, lines(0.1, 0.1, 0.1), a=1)])
     new = Side.of("new", [run("new", 0, lines(0.7), a=1), run("new", 1, lines(0.1, 0.5), a=1)])
     _, table = Comparison(old, new).costs("pass@2", 0.5)
-    assert table == [["old", "1 of 2", "> 3", "> 3.00 M", "> 1.50 M"], ["new", "2 of 2", "2", "1.50 M", "0.75 M"]]
+    assert table == [["old", "1 of 2", "> 3", "> 3.00 M", "> 1.50 M"], ["new", "2 of 2", "2", "1.50 M", "0.750 M"]]
     assert Comparison(old, new).curve("pass@2")[1][0] == ["1", "10.0", "40.0"]
 
 

@@ -41,6 +41,8 @@ def test_a_run_of_a_sweep_returns_pass_at_the_largest_k(seen, tmp_path, monkeypa
     for seed in (0, 1):
         (folder := run_dir(compose_config(*line, f"seed={seed}"))).mkdir(parents=True)
         metrics = {"pass@1": 0.1, "pass@2": 0.25 * (seed + 1)}
+        if seed:  # what a run is chosen by is not what it is judged by
+            metrics = {"pass@2": 0.9, "validation/pass@2": 0.5}
         (folder / "summary.json").write_text(json.dumps({"status": "done", "metrics": metrics}))
     monkeypatch.setattr(processes, "run_expo", lambda arguments, environment, warm: 0)
     monkeypatch.setattr(sys, "argv", ["expo", command, "-m", "hydra/launcher=basic", *line, "seed=0,1"])
@@ -72,3 +74,11 @@ def test_a_launcher_s_worker_ends_with_a_command_that_is_killed_and_its_run_goes
             for process in (run, worker):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+
+
+@pytest.mark.parametrize("named", ["-1", "", "0,1"])
+def test_no_gpu_is_counted_where_there_is_none_whatever_the_environment_names(monkeypatch, named):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert processes.visible_gpus() == []

@@ -31,6 +31,7 @@ from expo.commands import report as command
 from expo.commands import table
 from expo.commands.compare import arms_of
 from expo.config import UserError
+from expo.config.compose import for_command
 from expo.config.identity import pretrain_identity, write_recipe
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
@@ -203,6 +204,13 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     assert not (small / "results").exists()  # fewer seeds than the plan's: not the plan's own table
     record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/results/table.json")).read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
+    results = tmp_path / "mine"
+    for before, after in ((None, 1), (0, 1), (2, 2)):  # runs in the table that results= has
+        if before is not None:
+            record["arms"]["exp"]["runs"] = before
+            (results / "table.json").write_text(json.dumps(record))
+        assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1", f"results={results}"]) == 1
+        assert table._runs_in(results) == after
     assert record["device"].endswith("1 threads")  # the runs', and not of who renders
     line = next(line for line in said.out.splitlines() if "expo report" in line)
     assert command.main([*shlex.split(line)[6:], f"output={tmp_path / 'page.html'}"]) == 0
@@ -236,6 +244,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN.replace("columns", "colums"), "Key 'colums' not in 'Plan'; did you mean columns"),
         (PLAN.replace("overrides: [algorithm=grpo]", "overides: []"), "not in 'Arm'; did you mean overrides"),
         (PLAN.replace("=exp_grpo", "=exp_grop"), "arms.exp: .*did you mean algorithm=exp_grpo"),
+        (PLAN.replace("    jobs: 2", "    jobs: 2\n    arms: {grpo: [k=x]}"), "arms.grpo: "),
         ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
         (PLAN + "extends: small", "small.plan.yaml: extends itself"),
         (PLAN + "axes: [world]", r"axes=\['world'\]: not \{axis"),
@@ -258,6 +267,33 @@ def test_mistakes_in_a_plan_are_one_line(small, text, said):
     (small / "plan.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=said):
         table.main(["small", "dry_run=true"])
+
+
+def test_a_mistake_of_a_plan_names_the_arm_or_the_scale_and_a_users_own_neither(small):
+    arm, scale = "[algorithm=grpo]", "[debug=tiny, "
+    for text, where in (
+        (PLAN.replace(arm, "[algorithm=grpo, trainer.max_stepz=3]"), r"plan.yaml: arms\.grpo: "),
+        (PLAN.replace(scale, f"{scale}trainer.max_stepz=3, "), r"plan.yaml: scales\.cpu: "),
+    ):
+        (small / "plan.yaml").write_text(text)
+        for more in ([], ["trainer.max_steps=2"]):
+            with pytest.raises(UserError, match=f"{where}.*max_stepz"):
+                table.main(["small", "dry_run=true", *more])
+    (small / "plan.yaml").write_text(PLAN)
+    with pytest.raises(Exception, match="max_stepz") as error:
+        table.main(["small", "dry_run=true", "trainer.max_stepz=2"])
+    assert "plan.yaml" not in str(error.value)
+
+
+def test_the_lines_that_a_dry_run_prints_are_taken(small, capsys):
+    (small / "plan.yaml").write_text(
+        PLAN.replace("[algorithm=grpo]", "[], command: evaluate").replace("tiny,", "tiny, trainer.max_steps=1,")
+    )
+    assert table.main(["small", "dry_run=true"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    expo ")]
+    assert [line[1] for line in lines] == ["evaluate", "train"]
+    for _, command_name, *overrides in lines:
+        for_command(compose_config(*overrides), command_name, overrides)
 
 
 @pytest.mark.parametrize(
@@ -641,6 +677,12 @@ def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
     assert cost_of([tmp_path])["seconds"] == 12.5
 
 
+def test_tokens_are_told_in_three_digits_or_more():
+    counts = (840, 4210, 9999, 10_500, 14_999, 99_994, 99_996, 143_210, 999_499, 999_500, 1_234_567)
+    told = ["840", "4.21 k", "10.00 k", "10.50 k", "15.00 k", "99.99 k", "0.100 M", "0.143 M", "0.999 M", "1.00 M"]
+    assert [count_told(count) for count in counts] == [*told, "1.23 M"]
+
+
 def test_a_printed_table_has_its_scalars_and_counts_few_tokens(capsys):
     cell = {"mean": 0.5, "lo": 0.4, "hi": 0.6, "seeds": [0.5], "problems": 9}
     cost = {"generated tokens": 4210, "trained tokens": 0, "seconds": 1.0}
@@ -685,7 +727,8 @@ def test_figures_name_arms_that_begin_late_and_curves_of_some_runs(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line))
     runs = [SimpleNamespace(arm="a", done=True, dir=tmp_path / name) for name in ("one", "two")]
     figure = Curves([{"metric": "x"}]).draw(plan, {}, runs)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A (1 of 2 runs)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A"]  # once, whatever its panels lack
+    assert figure.axes[0].get_title() == "\nA: 1 of 2 runs"
 
 
 def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
@@ -714,7 +757,8 @@ def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(t
     for name, steps in (("every", range(4)), ("tenth", (0, 3))):
         with (tmp_path / name / "metrics.jsonl").open("a") as file:
             file.writelines("\n" + json.dumps({"step": s, "eval/length_mean": 9.0 - s}) for s in steps)
-    assert common_steps(both, "eval/length_mean") == {0, 3}
+    assert common_steps(both, "eval/length_mean") is None
+    assert _mean_over_runs(both, "eval/length_mean", None) == 6.0  # of the last evaluation, and not of its beginning
     assert _mean_over_runs([tmp_path / "every"], "positive/answer_lift", {1, 11}) == 14.0
     # Of each run first: one that ended early counts as much as the other.
     assert _mean_over_runs(both, "positive/answer_lift", None) == (9.5 + 14.0) / 2
