@@ -83,11 +83,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    texts = {"--version": f"expo {expo.__version__}\n", **dict.fromkeys(HELP_FLAGS, HELP)}
     if command == "completion":
         sys.exit(reporting(lambda: print(_completion(), end="") or 0))
-    if command in texts:
-        sys.exit(reporting(lambda: print(texts[command], end="") or 0))
+    if command == "--version":
+        sys.exit(reporting(lambda: print("expo", expo.__version__) or 0))
+    if command in HELP_FLAGS:
+        sys.exit(reporting(lambda: print(HELP, end="") or 0))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _run_program(command, arguments)))
     if command not in COMMANDS:
@@ -145,16 +146,16 @@ def _complain(line: str, code: int = 2) -> int:
 
 def reporting(run: Callable[[], int]) -> int:
     """Run and return the exit code; the user's mistakes become one line."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from expo.config.errors import DISK, EngineError, UserError, first_line
-    from expo.config.wording import explain
-
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home folder that is not ours to write is no news
-    try:
+    try:  # the imports, too: they are most of what a short command takes
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from expo.config.errors import DISK, EngineError, UserError, first_line
+        from expo.config.wording import explain
+
         code = run()
         sys.stdout.flush()
         return code

@@ -1,5 +1,8 @@
 """Commands that print what others have written, or are called with too little."""
 
+import subprocess
+import sys
+
 import pytest
 from by_hand import leave
 from conftest import compose_config
@@ -43,3 +46,23 @@ def test_a_folder_that_another_export_has_made_meanwhile_is_not_written_over(tmp
     with pytest.raises(UserError, match="plain: is there by now; give a folder that is not"):
         export.main([str(folder), f"output={tmp_path / 'plain'}"])
     assert list((tmp_path / "plain").iterdir()) == []
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "hydra.errors":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt)
+sys.argv = ["expo", "--version"]
+from expo.cli import main
+main()
+"""
+
+
+def test_ctrl_c_before_a_command_has_loaded_what_it_needs_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
