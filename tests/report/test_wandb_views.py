@@ -190,7 +190,7 @@ def test_an_agent_makes_the_very_runs_of_the_table(tmp_path, monkeypatch):
     setting = grid(yaml.safe_load(path.read_text()))[-1]
     assert setting["seed"] == 1
     line = agent_makes(path, setting, "agents-own-id")
-    assert line[:6] == ["/usr/bin/env", "python", "-m", "expo", "wandb", "run"]
+    assert line[:7] == ["/usr/bin/env", "python", "-P", "-m", "expo", "wandb", "run"]
     done = [run for run in Request.parse(asked).runs() if run.done]  # as `expo table` looks for them
     assert [(run.arm, run.seed) for run in done] == [(setting["arm"], 1)]
     own = read_offline(done[0].dir)
