@@ -342,6 +342,18 @@ def test_the_recipes_of_the_page_on_answers(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, (block, done.stderr[-2000:])
         assert "done at step 1" in done.stdout or "expo verify" in block
+    answers = {
+        "def times(x): return 2 * x": True,
+        "def times(x): return 3 * x": False,
+        "def times(x): return 3 * x\nraise SystemExit(0)": False,
+        "def times(x): return 3 * x\nimport os\nos._exit(0)": False,
+        "def times(x):": False,
+        "no function": None,
+    }
+    script = "import types, unit_tests; tests = types.SimpleNamespace(columns={'tests': 'assert times(2) == 4'})\n"
+    script += f"print([unit_tests.judge(answer, tests) for answer in {[*answers]!r}])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([*answers.values()])
     accounts = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/data.json")]
     assert len(accounts) == 3
     assert all(account["sources"][0]["used"] == 8 for account in accounts)
