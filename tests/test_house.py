@@ -15,7 +15,7 @@ from expo.config.key import flat
 from expo.config.reference import key_rows, known, nodes_of
 
 HOUSE = ("expo", "benchmarks")
-LINES = 25522
+LINES = 25530
 PAGES = [
     page for folder in (".", "docs", "experiments/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))
     if page.name not in ("CHANGELOG.md", "keys.md")
